@@ -1,0 +1,101 @@
+"""What a backend is: it compiles a graph once, then runs steps.
+
+The engine speaks to every backend through the dataclasses here and nothing else. A step knows
+arrays, never requests. T tokens in the step, S sequences, R rows whose logits are wanted,
+B blocks a sequence at most, H entries of penalty history.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+I32Array = npt.NDArray[np.int32]
+I64Array = npt.NDArray[np.int64]
+U64Array = npt.NDArray[np.uint64]
+F32Array = npt.NDArray[np.float32]
+
+BLOCK_SIZE = 16
+"""Positions in one block of the KV cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleInput:
+    """How each of the R rows is sampled; every field is an array of R unless said otherwise.
+
+    A row whose `temperature` is 0 is greedy (lowest token id wins a tie). Filters apply in this
+    order: repetition, frequency and presence penalties, temperature, min_p, top_k, top_p.
+    The random number of a row depends on (seed, position) alone.
+    """
+
+    slots: I32Array  # native slot that receives the sampled token
+    temperature: F32Array
+    top_k: I32Array  # 0: off
+    top_p: F32Array  # 1: off
+    min_p: F32Array  # 0: off
+    repetition_penalty: F32Array  # 1: off; on tokens of prompt and output
+    frequency_penalty: F32Array  # 0: off; times the count in the output
+    presence_penalty: F32Array  # 0: off; on tokens of the output
+    seeds: U64Array
+    positions: I32Array  # position that the sampled token will take in its sequence
+    history_starts: I32Array  # [R + 1]: row r owns history entries [starts[r], starts[r + 1])
+    history_ids: I32Array  # [H] distinct token ids within a row
+    history_counts: I32Array  # [H] times the id occurs in the output; 0: in the prompt only
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInput:
+    """One forward step over tokens that lie sequence after sequence, positions ascending.
+
+    A sequence's keys and values before its first position here are already in its blocks.
+    Position p of sequence s lies in block `block_tables[s, p // BLOCK_SIZE]`.
+    """
+
+    tokens: I32Array  # [T] token id, or -(slot + 1): the token last sampled into that slot
+    positions: I32Array  # [T]
+    sequences: I32Array  # [T] row of block_tables
+    block_tables: I32Array  # [S, B] block ids; unused entries are 0
+    rows: I32Array  # [R] ascending indices into tokens
+    sampling: SampleInput | None  # None: forward only, nothing is sampled
+    want_logits: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What a step gave: [R] sampled tokens, and [R, vocab_size] logits where they were wanted."""
+
+    tokens: I32Array | None
+    logits: F32Array | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLimits:
+    """The largest step that a compiled model takes."""
+
+    tokens: int
+    sequences: int
+    rows: int
+    blocks: int  # blocks in the KV pool
+    blocks_per_sequence: int
+    slots: int
+    vocab_size: int
+
+
+class CompiledModel(Protocol):
+    """A graph, compiled, with its weights and its KV pool."""
+
+    @property
+    def limits(self) -> StepLimits: ...
+
+    def post(self, step: StepInput) -> None:
+        """Start a step and return at once. At most one step is in flight."""
+        ...
+
+    def wait(self) -> StepOutput:
+        """Wait for the step in flight."""
+        ...
+
+    def close(self) -> None:
+        """End the workers and free the memory; a second call does nothing."""
+        ...

@@ -1,0 +1,78 @@
+"""The context: the one block of 64-bit words through which Python and a compiled step speak.
+
+Python writes sizes and addresses; native code reads them. Field offsets are part of every
+compiled object, so FIELDS belongs to its cache key.
+"""
+
+import ctypes
+
+import numpy as np
+
+from tokenmill.backends.llvm.emit import Function, Value
+
+FIELDS = (
+    "control",  # the workers' block: barrier and wake-up words
+    "tiles",  # tile kernels: [kind][rows - 1] addresses
+    "weights",  # address of each packed weight: main's, then layer after layer
+    "arena",  # activations
+    "keys",  # KV pool; see lower_attention.py for the layout
+    "values",
+    "key_layer_bytes",
+    "value_layer_bytes",
+    "T",  # tokens, rows and sequences of this step
+    "R",
+    "S",
+    "tokens",  # i32[T]
+    "positions",  # i32[T]
+    "sequences",  # i32[T]
+    "token_blocks",  # i32[T], the block that each token is written to
+    "block_tables",  # i32[S, table_stride]
+    "table_stride",
+    "rows",  # i32[R]
+    "counters",  # i64 per layer and 64 bytes: the next attention item
+    "slots",  # i32: the token last sampled into each slot
+    "vocab",  # ids that may be sampled: [0, vocab)
+    "sample_scratch",  # f32[threads, sample_stride]
+    "sample_stride",
+    "is_sampling",  # 0: forward only
+    "sampled",  # i32[R]
+    "sample_slots",  # i32[R] ... and the fields of SampleInput
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "seeds",
+    "sample_positions",
+    "history_starts",
+    "history_ids",
+    "history_counts",
+)
+_OFFSETS = {name: 8 * index for index, name in enumerate(FIELDS)}
+
+
+class Context:
+    """The block as Python sees it: `context["T"] = 3`."""
+
+    def __init__(self) -> None:
+        self._words = np.zeros(len(FIELDS), np.int64)
+        self._index = {name: index for index, name in enumerate(FIELDS)}
+
+    @property
+    def address(self) -> int:
+        return int(self._words.ctypes.data)
+
+    def __setitem__(self, field: str, value: int) -> None:
+        self._words[self._index[field]] = ctypes.c_int64(value).value
+
+    def point(self, field: str, array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> None:
+        """Let a field point at an array, which the caller keeps alive."""
+        assert array.flags.c_contiguous
+        self[field] = int(array.ctypes.data)
+
+
+def load_field(f: Function, context: Value, field: str, kind: str = "i64") -> Value:
+    """A field as native code reads it; pointers with kind `ptr`."""
+    return f.load(kind, context.at(_OFFSETS[field]), 8)

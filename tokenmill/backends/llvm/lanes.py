@@ -1,0 +1,136 @@
+"""Vector arithmetic of one instruction-set row: what the kernels are written in.
+
+All vectors have LANES lanes; LLVM splits them where the machine's are narrower. A row that lacks
+an instruction gets it spelled out here and nowhere else.
+"""
+
+from math import log2
+
+from tokenmill.backends.llvm.emit import Function, Operand, Value, lanes_of, vector
+from tokenmill.backends.llvm.target import Row
+from tokenmill.ir.order import LANES
+
+F32 = vector("float", LANES)
+I32 = vector("i32", LANES)
+I16 = vector("i16", LANES)
+HALF = vector("half", LANES)
+
+_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+_LN2_HIGH = 0.693359375  # ln 2 in two parts, so that n * ln2 loses nothing (Cody and Waite)
+_LN2_LOW = -2.12194440e-4
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+"""Cephes' polynomial for (exp(r) - 1 - r) / r^2, highest power first."""
+
+
+class Lanes:
+    """Emits arithmetic into one function for one row of the instruction-set table."""
+
+    def __init__(self, function: Function, row: Row) -> None:
+        self.f = function
+        self.row = row
+
+    # -- float32
+
+    def zero(self) -> Value:
+        return self.f.const(F32, 0.0)
+
+    def splat(self, scalar: Value) -> Value:
+        return self.f.splat(scalar, LANES)
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a * b + c, rounded once where the row has the instruction."""
+        return self.f.overloaded("fma", a, b, c) if self.row.has_fma else a * b + c
+
+    def maximum(self, a: Value, b: Value) -> Value:
+        return self.f.select(a.compare("ogt", b), a, b)
+
+    def round_to_i32(self, x: Value) -> Value:
+        """To the nearest integer, ties to even; |x| < 2^22."""
+        magic = self.f.const(x.type, _MAGIC)
+        bits = "i32" if lanes_of(x.type) == 1 else vector("i32", lanes_of(x.type))
+        return self.f.bitcast(x + magic, bits) - self.f.bitcast(magic, bits)
+
+    def exp(self, x: Value) -> Value:
+        """e^x to about one unit in the last place; exactly 0 below -87, x at most 88."""
+        f = self.f
+        n = self.round_to_i32(self.maximum(x, f.const(x.type, -127.0)) * log2(2.718281828459045))
+        whole = f.cast("sitofp", n, "float")
+        r = self.fma(whole, f.const(x.type, -_LN2_HIGH), x)
+        r = self.fma(whole, f.const(x.type, -_LN2_LOW), r)
+        series = f.const(x.type, _EXP[0])
+        for coefficient in _EXP[1:]:
+            series = self.fma(series, r, f.const(x.type, coefficient))
+        value = self.fma(series, r * r, r + 1.0)
+        power = f.bitcast((n + 127) << 23, x.type)
+        return f.select(x.compare("olt", -87.0), f.const(x.type, 0.0), value * power)
+
+    def tree(self, x: Value, combine: str = "add") -> Value:
+        """All lanes to one scalar by halving (order.tree_sum); `combine` is add or max."""
+        lanes = lanes_of(x.type)
+        while lanes > 1:
+            lanes //= 2
+            low = self.f.shuffle(x, x, range(lanes))
+            high = self.f.shuffle(x, x, range(lanes, 2 * lanes))
+            x = low + high if combine == "add" else self.maximum(low, high)
+        return self.f.extract(x, 0)
+
+    def absolute(self, x: Value) -> Value:
+        return self.f.overloaded("fabs", x)
+
+    # -- narrow types
+
+    def half_to_f32(self, x: Value) -> Value:
+        """Float16 lanes to float32, exactly."""
+        f = self.f
+        if self.row.has_half:
+            return f.cast("fpext", x, "float")
+        bits = f.cast("zext", f.bitcast(x, I16), "i32")
+        magnitude = f.bitcast((bits & 0x7FFF) << 13, F32) * 2.0**112
+        sign = (bits & 0x8000) << 16
+        return f.bitcast(f.bitcast(magnitude, I32) | sign, F32)
+
+    def bf16_to_f32(self, x: Value) -> Value:
+        """16-bit lanes that hold bfloat16 to float32."""
+        return self.f.bitcast(self.f.cast("zext", x, "i32") << 16, F32)
+
+    def f32_to_bf16(self, x: Value) -> Value:
+        """Float32 lanes to 16-bit lanes that hold bfloat16, to nearest even."""
+        f = self.f
+        if self.row.has_bf16_dot:
+            return f.bitcast(f.cast("fptrunc", x, "bfloat"), I16)
+        bits = f.bitcast(x, I32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        quiet = f.select(x.compare("uno", x), f.const(I32, 0x7FC0), rounded)
+        return f.cast("trunc", quiet, "i16")
+
+    # -- dots: each adds to `acc` the products of a few neighbours in k
+
+    def dot_bf16(self, acc: Value, weights: Value, x: Value) -> Value:
+        """`weights` and `x` hold a pair of bfloat16 a 32-bit lane."""
+        f = self.f
+        if self.row.has_bf16_dot:
+            pairs = vector("bfloat", 2 * LANES)
+            name = "llvm.x86.avx512bf16.dpbf16ps.512"
+            return f.intrinsic(name, F32, acc, f.bitcast(weights, pairs), f.bitcast(x, pairs))
+        acc = self.fma(f.bitcast(weights << 16, F32), f.bitcast(x << 16, F32), acc)
+        high = f.const(I32, -65536)
+        return self.fma(f.bitcast(weights & high, F32), f.bitcast(x & high, F32), acc)
+
+    def dot_int8(self, acc: Value, weights: Value, x: Value) -> Value:
+        """`weights` hold four unsigned bytes a lane, `x` four signed ones; `acc` is int32."""
+        f = self.f
+        if self.row.has_int8_dot:
+            quads = vector("i8", 4 * LANES)
+            name = "llvm.x86.avx512.vpdpbusd.512"
+            return f.intrinsic(name, I32, acc, f.bitcast(weights, quads), f.bitcast(x, quads))
+        for byte in range(4):
+            unsigned = (weights >> (8 * byte)) & 255
+            signed = (x << (24 - 8 * byte)).shift_signed(24)
+            acc = acc + unsigned * signed
+        return acc
+
+
+def clamp(f: Function, value: Value, low: Operand, high: Operand) -> Value:
+    """An integer between two bounds."""
+    value = f.select(value.compare("slt", low), f.same(value, low), value)
+    return f.select(value.compare("sgt", high), f.same(value, high), value)

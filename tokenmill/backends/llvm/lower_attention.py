@@ -1,0 +1,276 @@
+"""Attention over the paged cache: one item is one token and one key head.
+
+Threads draw items from a counter, so a long sequence does not hold up the others. The query
+heads that share a key head are computed together, and each chunk of KV_CHUNK positions is done in
+three sweeps: scores, weights, weighted sum of values; see `ir/order.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenmill.backends.llvm.emit import Value, Variable, vector
+from tokenmill.backends.llvm.epilogue import (
+    BLOCK_SIZE,
+    Epilogue,
+    head_address,
+    kv_element,
+)
+from tokenmill.backends.llvm.lanes import F32, I16, I32
+from tokenmill.backends.llvm.packing import PAIR_ROWS, padded_head, stored_dims
+from tokenmill.backends.llvm.scope import Scope
+from tokenmill.ir.graph import Node
+from tokenmill.ir.order import KV_CHUNK, LANES
+
+_MAX_SUMS = 16
+"""Vectors of output that one sweep over the values keeps in registers."""
+_NEVER = float("-inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heads:
+    """The sizes of one attention."""
+
+    kv_heads: int
+    share: int  # query heads that read one key head
+    head_dim: int
+    to: str
+    scale: float
+
+    @property
+    def stored(self) -> int:
+        return padded_head(self.head_dim)
+
+    @property
+    def vectors(self) -> int:
+        return self.stored // LANES
+
+
+def lower_attention(scope: Scope, node: Node, write: Node, counter: Value) -> None:
+    """`write` is the kv_write whose cache this reads; `counter`, the index of its item counter."""
+    attend, *rest = node.leaves
+    epilogue = Epilogue(nodes=rest, visible=frozenset(v.name for v in node.results))
+    kv_heads = int(write.result.type.shape[0])
+    head_dim = attend.integer("head_dim")
+    heads = int(attend.result.type.shape[1]) // head_dim
+    sizes = _Heads(
+        kv_heads=kv_heads,
+        share=heads // kv_heads,
+        head_dim=head_dim,
+        to=write.string("to"),
+        scale=attend.real("scale"),
+    )
+    _Attention(scope, attend, write, sizes, epilogue).emit(counter)
+
+
+class _Attention:
+    """The pieces of one attention phase while it is emitted."""
+
+    def __init__(
+        self, scope: Scope, attend: Node, write: Node, sizes: _Heads, epilogue: Epilogue
+    ) -> None:
+        self.scope = scope
+        self.f = scope.f
+        self.lanes = scope.lanes
+        self.attend = attend
+        self.write = write
+        self.sizes = sizes
+        self.epilogue = epilogue
+        share = sizes.share
+        self.scores = self.memory(share * KV_CHUNK)
+        self.outs = self.memory(share * sizes.stored)
+        self.queries = self.memory(share * sizes.stored)
+        self.tops = [self.f.variable("float") for _ in range(share)]
+        self.totals = [self.f.variable("float") for _ in range(share)]
+
+    def memory(self, floats: int) -> Value:
+        slot = self.f.variable(vector("float", floats))
+        return Value(self.f, slot.text, "ptr")
+
+    def emit(self, counter_index: Value) -> None:
+        f, scope = self.f, self.scope
+        items = scope.load("T") * self.sizes.kv_heads
+        counter = scope.load("counters", "ptr").at(counter_index * 64)
+        with f.forever() as done:
+            item = f.atomic_add(counter, f.const("i64", 1))
+            f.leave(item.compare("sge", items), done)
+            self.item(item // self.sizes.kv_heads, item % self.sizes.kv_heads)
+
+    def item(self, token: Value, head: Value) -> None:
+        f, sizes = self.f, self.sizes
+        query = self.query(token, head)
+        for top, total in zip(self.tops, self.totals, strict=True):
+            top.set(_NEVER)
+            total.set(0.0)
+        for index in range(sizes.share * sizes.vectors):
+            f.store(self.lanes.zero(), self.outs.at(64 * index))
+        length = f.widen(self.scope.element("positions", token)) + 1
+        sequence = f.widen(self.scope.element("sequences", token))
+        table = self.scope.load("block_tables", "ptr")
+        blocks = table.at(sequence * self.scope.load("table_stride") * 4)
+        with f.loop(0, length, KV_CHUNK) as start:
+            left = length - start
+            count = f.select(left.compare("slt", KV_CHUNK), left, KV_CHUNK)
+            self.chunk(query, blocks.at(start // BLOCK_SIZE * 4), head, count)
+        self.finish(token, head)
+
+    def query(self, token: Value, head: Value) -> Value:
+        """The address of this item's query heads, stored like the keys."""
+        sizes = self.sizes
+        name = self.attend.operands[0]
+        buffer = self.scope.buffers[name]
+        element = kv_element(sizes.to)
+        row = self.scope.row_address(name, token)
+        if buffer.order.is_turned:
+            return row.at(head * (sizes.share * sizes.stored * element))
+        self.turn_queries(row.at(head * (sizes.share * sizes.head_dim * element)))
+        return self.queries
+
+    def turn_queries(self, plain: Value) -> None:
+        """Copy queries that no projection stored as heads, element by element."""
+        f, sizes = self.f, self.sizes
+        element = kv_element(sizes.to)
+        kind = "i16" if element == 2 else "i32"
+        with f.loop(0, sizes.share) as head:
+            source = plain.at(head * (sizes.head_dim * element))
+            target = self.queries.at(head * (sizes.stored * element))
+            for stored, d in enumerate(stored_dims(sizes.head_dim, is_turned=True)):
+                value = (
+                    f.load(kind, source.at(int(d) * element)) if d >= 0 else f.const(kind, 0)
+                )
+                f.store(value, target.at(stored * element))
+
+    # -- one chunk
+
+    def chunk(self, query: Value, blocks: Value, head: Value, count: Value) -> None:
+        f = self.f
+        block_count = (count + (BLOCK_SIZE - 1)) // BLOCK_SIZE
+        highest = [f.variable(F32, _NEVER) for _ in range(self.sizes.share)]
+        with f.loop(0, block_count) as block:
+            keys = self.block_head("keys", blocks, block, head)
+            self.score_block(query, keys, block, count, highest)
+        rates = [self.weigh(i, highest[i], block_count) for i in range(self.sizes.share)]
+        for heads in self.head_groups():
+            self.add_values(heads, blocks, head, count, block_count, rates)
+
+    def block_head(self, field: str, blocks: Value, block: Value, head: Value) -> Value:
+        number = self.f.widen(self.f.load("i32", blocks.at(block * 4)))
+        return head_address(self.scope, field, number, head, self.write)
+
+    def score_block(
+        self, query: Value, keys: Value, block: Value, count: Value, highest: list[Variable]
+    ) -> None:
+        """q.k for the positions of one block, one a lane; those beyond the token are never."""
+        f, sizes = self.f, self.sizes
+        dots = [f.variable(F32, 0.0) for _ in range(sizes.share)]
+        steps = sizes.stored // 2 if sizes.to == "bf16" else sizes.stored
+        unrolled = 8
+        with f.loop(0, steps, unrolled) as step:
+            for i in range(unrolled):
+                key = f.load(I32, keys.at(step * 64).at(64 * i), 64)
+                at = query.at(step * 4).at(4 * i)
+                for index, dot in enumerate(dots):
+                    x = self.lanes.splat(f.load("i32", at.at(index * steps * 4)))
+                    dot.set(self.multiply(dot.get(), key, x))
+        lane = f.lanes(I32, range(LANES))
+        limit = self.lanes.splat(f.cast("trunc", count - block * BLOCK_SIZE, "i32"))
+        for index, (dot, top) in enumerate(zip(dots, highest, strict=True)):
+            score = dot.get() * sizes.scale
+            score = f.select(lane.compare("slt", limit), score, f.const(F32, _NEVER))
+            f.store(score, self.scores.at(index * KV_CHUNK * 4).at(block * 64), 64)
+            top.set(self.lanes.maximum(score, top.get()))
+
+    def multiply(self, acc: Value, key: Value, x: Value) -> Value:
+        if self.sizes.to == "bf16":
+            return self.lanes.dot_bf16(acc, key, x)
+        return self.lanes.fma(self.f.bitcast(key, F32), self.f.bitcast(x, F32), acc)
+
+    def weigh(self, index: int, highest: Variable, blocks: Value) -> tuple[Value, Value]:
+        """exp(score - top) in place; how much the sums so far and this chunk then count."""
+        f, lanes = self.f, self.lanes
+        top, total = self.tops[index], self.totals[index]
+        chunk_top = lanes.tree(highest.get(), "max")
+        scores = self.scores.at(index * KV_CHUNK * 4)
+        mass = f.variable(F32, 0.0)
+        with f.loop(0, blocks) as block:
+            place = scores.at(block * 64)
+            weight = lanes.exp(f.load(F32, place, 64) - lanes.splat(chunk_top))
+            f.store(weight, place, 64)
+            mass.set(mass.get() + weight)
+        new_top = lanes.maximum(top.get(), chunk_top)
+        old, new = lanes.exp(top.get() - new_top), lanes.exp(chunk_top - new_top)
+        total.set(total.get() * old + lanes.tree(mass.get()) * new)
+        top.set(new_top)
+        return lanes.splat(old), lanes.splat(new)
+
+    def head_groups(self) -> Iterator[range]:
+        """Query heads whose outputs fit in registers together."""
+        size = max(1, _MAX_SUMS // self.sizes.vectors)
+        for start in range(0, self.sizes.share, size):
+            yield range(start, min(start + size, self.sizes.share))
+
+    def add_values(
+        self,
+        heads: range,
+        blocks: Value,
+        head: Value,
+        count: Value,
+        block_count: Value,
+        rates: list[tuple[Value, Value]],
+    ) -> None:
+        """Sum weight * value over the chunk's positions, then merge with what was before."""
+        f, sizes, lanes = self.f, self.sizes, self.lanes
+        sums = {(h, v): f.variable(F32, 0.0) for h in heads for v in range(sizes.vectors)}
+        row_bytes = sizes.stored * kv_element(sizes.to)
+        with f.loop(0, block_count) as block:
+            values = self.block_head("values", blocks, block, head)
+            left = count - block * BLOCK_SIZE
+            inside = f.select(left.compare("slt", BLOCK_SIZE), left, BLOCK_SIZE)
+            weights = self.scores.at(block * 64)
+            with f.loop(0, inside) as position:
+                row = values.at(position * row_bytes)
+                loaded = [self.load_value(row, v) for v in range(sizes.vectors)]
+                for h in heads:
+                    place = weights.at(h * KV_CHUNK * 4).at(position * 4)
+                    weight = lanes.splat(f.load("float", place))
+                    for v, value in enumerate(loaded):
+                        sums[h, v].set(lanes.fma(weight, value, sums[h, v].get()))
+        for (h, v), variable in sums.items():
+            place = self.outs.at((h * sizes.vectors + v) * 64)
+            old, new = rates[h]
+            f.store(f.load(F32, place, 64) * old + variable.get() * new, place, 64)
+
+    def load_value(self, row: Value, index: int) -> Value:
+        if self.sizes.to == "bf16":
+            return self.lanes.bf16_to_f32(self.f.load(I16, row.at(index * LANES * 2)))
+        return self.f.load(F32, row.at(index * LANES * 4))
+
+    # -- the result
+
+    def finish(self, token: Value, head: Value) -> None:
+        """Divide by the total, and hand on: in pairs, or cut to the head's true size."""
+        sizes = self.sizes
+        for index in range(sizes.share):
+            total = self.lanes.splat(self.totals[index].get())
+            place = self.outs.at(index * sizes.stored * 4)
+            query_head = head * sizes.share + index
+            if sizes.head_dim % PAIR_ROWS == 0:
+                self.finish_pairs(token, query_head, place, total)
+            else:
+                self.finish_cut(token, query_head, place, total)
+
+    def finish_pairs(self, token: Value, head: Value, place: Value, total: Value) -> None:
+        pairs = self.sizes.head_dim // PAIR_ROWS
+        for pair in range(pairs):
+            low = self.f.load(F32, place.at(128 * pair), 64) / total
+            high = self.f.load(F32, place.at(128 * pair + 64), 64) / total
+            made = {self.attend.result.name: (low, high)}
+            self.epilogue.run(self.scope, made, token, head * pairs + pair)
+
+    def finish_cut(self, token: Value, head: Value, place: Value, total: Value) -> None:
+        """Heads lie side by side whatever their size; another thread may own the next one."""
+        f, size = self.f, self.sizes.head_dim
+        out = self.scope.row_address(self.attend.result.name, token).at(head * (4 * size))
+        for index in range(self.sizes.vectors):
+            f.store(f.load(F32, place.at(64 * index), 64) / total, place.at(64 * index), 64)
+        with f.loop(0, size) as d:
+            f.store(f.load("float", place.at(d * 4)), out.at(d * 4))

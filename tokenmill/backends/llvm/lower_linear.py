@@ -1,0 +1,245 @@
+"""Linears: each thread walks its share of output pairs, tile by tile of rows.
+
+A fused node may hold several linears. Those whose results meet in the epilogue (gate and up) are
+walked together; the others (q, k, v) one after another. A share is cut by cost, so that threads
+finish together whatever the mix of sizes and formats.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from tokenmill.backends.llvm.emit import Function, Value, vector
+from tokenmill.backends.llvm.epilogue import Epilogue, Pair
+from tokenmill.backends.llvm.lanes import F32, clamp
+from tokenmill.backends.llvm.packing import PACKINGS, PAIR_ROWS, RowOrder
+from tokenmill.backends.llvm.scope import Scope, Slot
+from tokenmill.backends.llvm.tiles import MAX_ROWS, ROW_BYTES, WIDE_ROWS, Tile
+from tokenmill.ir.graph import Node
+from tokenmill.ir.order import GROUP, LANES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Linears walked together, over the same output pairs, and what follows them."""
+
+    linears: tuple[Node, ...]
+    order: RowOrder
+    epilogue: Epilogue
+
+    @property
+    def pairs(self) -> int:
+        return self.order.width // PAIR_ROWS
+
+
+def segments_of(node: Node, orders: dict[str, RowOrder]) -> list[Segment]:
+    """Cut a node at the linears whose results never meet; `orders` gives stored orders."""
+    leaves = node.leaves
+    visible = frozenset(v.name for v in node.results)
+    linears = [leaf for leaf in leaves if leaf.op == "linear"]
+    parts: list[tuple[list[Node], set[str]]] = []
+    for linear in linears:
+        reached = _reached(linear, leaves)
+        met = [p for p in parts if p[1] & reached]
+        parts = [p for p in parts if not p[1] & reached]
+        parts.append(([n for p in met for n in p[0]] + [linear], reached.union(*(p[1] for p in met))))
+    return [_segment(members, reached, leaves, visible, orders) for members, reached in parts]
+
+
+def _reached(linear: Node, leaves: Sequence[Node]) -> set[str]:
+    """Values that depend on a linear; a cache write joins nothing, it stores each part apart."""
+    reached = {linear.result.name}
+    for leaf in leaves:
+        if leaf.op != "kv_write" and reached & set(leaf.operands):
+            reached.add(leaf.result.name)
+    return reached
+
+
+def _segment(
+    members: list[Node],
+    reached: set[str],
+    leaves: Sequence[Node],
+    visible: frozenset[str],
+    orders: dict[str, RowOrder],
+) -> Segment:
+    rest = [n for n in leaves if n.op != "linear" and reached & set(n.operands)]
+    epilogue = Epilogue(nodes=rest, visible=frozenset(visible & reached))
+    return Segment(linears=tuple(members), order=orders[members[0].result.name], epilogue=epilogue)
+
+
+def stored_orders(node: Node, queries: dict[str, int]) -> dict[str, RowOrder]:
+    """The order in which each linear's outputs are stored.
+
+    `queries` gives the head size of values that attention reads as queries. Keys and queries
+    lie as turned heads, values as plain heads, everything else in its own order.
+    """
+    kinds: dict[str, tuple[int, bool]] = {n: (d, True) for n, d in queries.items()}
+    for leaf in node.leaves:
+        if leaf.op == "kv_write":
+            keys, values = leaf.operands[:2]
+            kinds[keys] = (leaf.integer("head_dim"), True)
+            kinds[values] = (leaf.integer("head_dim"), False)
+    result = {}
+    for linear in (leaf for leaf in node.leaves if leaf.op == "linear"):
+        size = int(linear.result.type.shape[1])
+        found = [kinds[n] for n in _reached(linear, node.leaves) if n in kinds]
+        head_dim, is_turned = found[0] if found else (None, False)
+        result[linear.result.name] = RowOrder(count=size, head_dim=head_dim, is_turned=is_turned)
+    return result
+
+
+class LinearLowering:
+    """Lowers one node that holds linears."""
+
+    def __init__(self, scope: Scope, node: Node, segments: list[Segment]) -> None:
+        self.scope = scope
+        self.f = scope.f
+        self.node = node
+        self.segments = segments
+        self.input = segments[0].linears[0].operands[0]
+        self.total = scope.count(self.input)
+
+    def emit(self) -> None:
+        out = self.f.variable(vector("float", MAX_ROWS * ROW_BYTES // 4))
+        before = 0
+        whole = sum(s.pairs * self.cost(s) for s in self.segments)
+        for segment in self.segments:
+            start, stop = self.bounds(before, whole, segment)
+            before += segment.pairs * self.cost(segment)
+            self.walk(segment, start, stop, Value(self.f, out.text, "ptr"))
+
+    def cost(self, segment: Segment) -> int:
+        """Relative cost of one pair: the bytes of its weights."""
+        tiles = (self.tile(linear, 1) for linear in segment.linears)
+        return sum(t.packing.block_bytes(t.groups) // 16 for t in tiles)
+
+    def bounds(self, before: int, whole: int, segment: Segment) -> tuple[Value, Value]:
+        """This thread's pairs of a segment: its cut of the whole cost, rounded up to pairs."""
+        thread, threads = (self.f.widen(p) for p in self.f.parameters[1:3])
+        cost = self.cost(segment)
+        edges = []
+        for index in (thread, thread + 1):
+            cut = (index * whole).divide_signed(threads) - before + (cost - 1)
+            edges.append(clamp(self.f, cut.divide_signed(cost), 0, segment.pairs))
+        return edges[0], edges[1]
+
+    def walk(self, segment: Segment, start: Value, stop: Value, out: Value) -> None:
+        """All pairs, two at a time while rows are few; each over all rows."""
+        finish = self.epilogue_function(segment)
+        is_alone = len(segment.linears) == 1
+        wide_stop = self.f.variable("i64", start)
+        if is_alone:
+            with self.f.when(self.total.compare("sle", WIDE_ROWS)):
+                wide_stop.set(start + ((stop - start) & -2))
+            with self.f.loop(start, wide_stop.get(), 2) as pair:
+                self.tile_call(segment.linears, [pair, pair + 1], self.const(0), self.total, out)
+                for index in range(2):
+                    self.finish_rows(finish, pair + index, self.const(0), self.total, out, index)
+        with self.f.loop(wide_stop.get(), stop) as pair, self.row_tiles() as (first, count):
+            for index, linear in enumerate(segment.linears):
+                if not self.can_join(segment):
+                    self.tile_call([linear], [pair], first, count, out.at(index * ROW_BYTES // 2))
+            if self.can_join(segment):
+                self.joined_call(segment, pair, first, count, out)
+            self.finish_rows(finish, pair, first, count, out, 0)
+
+    def const(self, value: int) -> Value:
+        return self.f.const("i64", value)
+
+    @contextmanager
+    def row_tiles(self) -> "Iterator[tuple[Value, Value]]":
+        """Loop over tiles of rows: the first row and how many."""
+        with self.f.loop(0, self.total, MAX_ROWS) as first:
+            left = self.total - first
+            yield first, self.f.select(left.compare("slt", MAX_ROWS), left, MAX_ROWS)
+
+    def can_join(self, segment: Segment) -> bool:
+        """Two linears of one format can share a tile of two pairs."""
+        kinds = {(t.format, t.groups) for t in (self.tile(n, 1) for n in segment.linears)}
+        return len(segment.linears) == 2 and len(kinds) == 1
+
+    def joined_call(
+        self, segment: Segment, pair: Value, first: Value, count: Value, out: Value
+    ) -> None:
+        is_few = count.compare("sle", WIDE_ROWS)
+        with self.f.when(is_few):
+            self.tile_call(segment.linears, [pair], first, count, out)
+        with self.f.when(count.compare("sgt", WIDE_ROWS)):
+            for index, linear in enumerate(segment.linears):
+                self.tile_call([linear], [pair], first, count, out.at(index * ROW_BYTES // 2))
+
+    def tile(self, linear: Node, pairs: int) -> Tile:
+        weight, x = self.scope.types[linear.operands[1]], self.scope.types[linear.operands[0]]
+        groups = -(-int(weight.shape[1]) // GROUP)
+        return Tile(format=weight.dtype, dot=x.dtype, groups=groups, pairs=pairs)
+
+    def panel(self, linear: Node) -> Value:
+        tile = self.tile(linear, 1)
+        packing = PACKINGS[tile.format, tile.dot]
+        order = next(s.order for s in self.segments if linear in s.linears)
+        return self.scope.weight(Slot(name=linear.operands[1], packing=packing, order=order))
+
+    def tile_call(
+        self,
+        linears: Sequence[Node],
+        pairs: list[Value],
+        first: Value,
+        count: Value,
+        out: Value,
+    ) -> None:
+        """Call the tile kernel for `count` rows on every linear's every pair."""
+        f = self.f
+        tile = self.tile(linears[0], len(linears) * len(pairs))
+        kind = self.scope.tables.tile(tile)
+        size = 2 * tile.packing.block_bytes(tile.groups)
+        panels = [self.panel(n).at(pair * size) for n in linears for pair in pairs]
+        table = self.scope.load("tiles", "ptr").at(8 * kind * MAX_ROWS)
+        kernel = f.load("ptr", table.at((count - 1) * 8))
+        x = self.scope.row_address(self.input, first)
+        stride = self.const(self.scope.buffers[self.input].stride)
+        f.call_pointer(kernel, *panels, x, stride, out)
+
+    def finish_rows(
+        self,
+        finish: Function,
+        pair: Value,
+        first: Value,
+        count: Value,
+        out: Value,
+        index: int,
+    ) -> None:
+        """Run the epilogue on the results of a tile, row by row."""
+        with self.f.loop(0, count) as i:
+            results = out.at(i * ROW_BYTES).at(index * ROW_BYTES // 2)
+            scope = self.scope
+            self.f.invoke(
+                finish, scope.context, scope.weights, scope.layer, first + i, pair, results
+            )
+
+    def epilogue_function(self, segment: Segment) -> Function:
+        """`finish(context, weights, layer, row, pair, results)`, shared by all tile sizes."""
+        name = f"{self.f.name}.{segment.linears[0].result.name[1:]}.finish"
+        kinds = ("ptr", "ptr", "i64", "i64", "i64", "ptr")
+        names = ("context", "weights", "layer", "row", "pair", "results")
+        f = self.scope.module.function(name, "void", list(zip(names, kinds, strict=True)))
+        context, weights, layer, row, pair, results = f.parameters
+        inside = replace(self.scope, f=f, context=context, weights=weights, layer=layer)
+        made = {
+            linear.result.name: self.with_bias(
+                inside, linear, segment.order, pair, results.at(index * ROW_BYTES // 2)
+            )
+            for index, linear in enumerate(segment.linears)
+        }
+        segment.epilogue.run(inside, made, row, pair)
+        f.ret()
+        return f
+
+    def with_bias(
+        self, scope: Scope, linear: Node, order: RowOrder, pair: Value, results: Value
+    ) -> Pair:
+        f = scope.f
+        low, high = f.load(F32, results, 64), f.load(F32, results.at(4 * LANES), 64)
+        if len(linear.operands) < 3:
+            return low, high
+        bias = scope.vector(linear.operands[2], order).at(pair * (4 * PAIR_ROWS))
+        return low + f.load(F32, bias), high + f.load(F32, bias.at(4 * LANES))

@@ -1,0 +1,220 @@
+"""Phases that walk rows one at a time: embed, norm, selection, and elementwise leftovers."""
+
+from tokenmill.backends.llvm.emit import Value
+from tokenmill.backends.llvm.epilogue import (
+    BLOCK_SIZE,
+    Epilogue,
+    cache_head,
+    kv_element,
+    load_pair,
+    load_value,
+)
+from tokenmill.backends.llvm.lanes import F32
+from tokenmill.backends.llvm.packing import (
+    CHUNK_K,
+    CHUNKS,
+    PACKINGS,
+    Packing,
+    RowOrder,
+    padded_head,
+    stored_dims,
+)
+from tokenmill.backends.llvm.scope import Scope, Slot, pairs_of
+from tokenmill.ir.graph import Node
+from tokenmill.ir.order import GROUP, LANES
+
+
+def lower_embed(scope: Scope, node: Node, dot: str) -> None:
+    """Unpack one row of the table a token. Tokens below 0 name a slot (see StepInput).
+
+    The table may serve as LM head too, so it is packed for the same `dot`.
+    """
+    f = scope.f
+    table = scope.types[node.operands[1]]
+    groups = -(-int(table.shape[1]) // GROUP)
+    packing = PACKINGS[table.dtype, dot]
+    order = RowOrder(count=int(table.shape[0]))
+    panel = scope.weight(Slot(name=node.operands[1], packing=packing, order=order))
+    with scope.share(scope.count(node.result.name)) as t:
+        token = _token(scope, t)
+        block = panel.at((token >> 4) * packing.block_bytes(groups))
+        out = scope.row_address(node.result.name, t)
+        with f.loop(0, groups) as group:
+            _unpack_group(scope, packing, block, token & (LANES - 1), group, groups, out)
+
+
+def _token(scope: Scope, t: Value) -> Value:
+    f = scope.f
+    token = f.variable("i64", f.widen(scope.element("tokens", t)))
+    with f.when(token.get().compare("slt", 0)):
+        slot = f.const("i64", -1) - token.get()
+        token.set(f.widen(scope.element("slots", slot)))
+    return token.get()
+
+
+def _unpack_group(
+    scope: Scope,
+    packing: Packing,
+    block: Value,
+    lane: Value,
+    group: Value,
+    groups: int,
+    out: Value,
+) -> None:
+    """One group of one row of a packed block, as float32."""
+    f = scope.f
+    planes = [
+        scope.lanes.half_to_f32(
+            f.load("<16 x half>", block.at(i * groups * LANES * 2).at(group * (LANES * 2)), 32)
+        )
+        for i in range(packing.planes)
+    ]
+    scales = [_pick(scope, plane, lane) for plane in planes]
+    start = block.at(packing.header_bytes(groups)).at(group * (CHUNKS * packing.chunk_bytes))
+    with f.loop(0, CHUNKS) as chunk:
+        place = start.at(chunk * packing.chunk_bytes)
+        for k in range(CHUNK_K):
+            value = _element(scope, packing, place, lane, k)
+            if scales:
+                value = value * scales[0]
+            if len(scales) > 1:
+                value = value + scales[1]
+            f.store(value, out.at(group * (4 * GROUP)).at(chunk * (4 * CHUNK_K)).at(4 * k))
+
+
+def _pick(scope: Scope, plane: Value, lane: Value) -> Value:
+    f = scope.f
+    slot = f.variable(F32, plane)
+    return f.load("float", Value(f, slot.text, "ptr").at(lane * 4))
+
+
+def _element(scope: Scope, packing: Packing, chunk: Value, lane: Value, k: int) -> Value:
+    """Quant k of a chunk in one lane, as float; the layouts of packing.py, read singly."""
+    f = scope.f
+    match packing.format, packing.dot:
+        case "q4", "int8":
+            byte = f.cast("zext", f.load("i8", chunk.at(lane * 4).at(k % 4)), "i32")
+            return f.cast("sitofp", (byte >> (4 * (k // 4))) & 15, "float")
+        case "q4", _:
+            word = f.load("i32", chunk.at(lane * 4))
+            return f.cast("sitofp", (word >> (4 * (k // 2) + 16 * (k % 2))) & 15, "float")
+        case "q8", "int8":
+            byte = f.load("i8", chunk.at((k // 4) * 64).at(lane * 4).at(k % 4))
+            return f.cast("sitofp", f.cast("sext", byte ^ -128, "i32"), "float")
+        case "q8", _:
+            byte = f.load("i8", chunk.at(k * LANES).at(lane))
+            return f.cast("sitofp", f.cast("sext", byte, "i32"), "float")
+        case "bf16", _:
+            short = f.load("i16", chunk.at((k // 2) * 64).at(lane * 4).at(2 * (k % 2)))
+            return f.bitcast(f.cast("zext", short, "i32") << 16, "float")
+        case _:
+            return f.load("float", chunk.at(k * 64).at(lane * 4))
+
+
+def lower_norm(scope: Scope, node: Node) -> None:
+    """rmsnorm and what is fused with it: one walk for the sum, one for the rest."""
+    f, lanes = scope.f, scope.lanes
+    norm, *rest = node.leaves
+    epilogue = Epilogue(nodes=rest, visible=frozenset(v.name for v in node.results))
+    source = norm.operands[0]
+    size = int(scope.types[source].shape[1])
+    weight = scope.vector(norm.operands[1])
+    with scope.share(scope.count(source)) as t:
+        total = f.variable(F32, 0.0)
+        pairs = pairs_of(scope.buffers[source])
+        with f.loop(0, pairs) as pair:
+            for x in load_value(scope, source, t, pair):
+                total.set(lanes.fma(x, x, total.get()))
+        mean = lanes.tree(total.get()) / float(size)
+        root = f.overloaded("sqrt", mean + norm.real("eps"))
+        scale = lanes.splat(f.const("float", 1.0) / root)
+        with f.loop(0, pairs) as pair:
+            x, w = load_value(scope, source, t, pair), load_pair(scope, weight, pair)
+            made = (x[0] * scale * w[0], x[1] * scale * w[1])
+            epilogue.run(scope, {norm.result.name: made}, t, pair)
+
+
+def lower_select(scope: Scope, node: Node) -> None:
+    """Copy the rows whose logits are wanted."""
+    source = node.operands[0]
+    with scope.share(scope.count(node.result.name)) as r:
+        origin = scope.row_address(source, scope.f.widen(scope.element("rows", r)))
+        out = scope.row_address(node.result.name, r)
+        copy_row(scope, origin, out, scope.buffers[source].stride)
+
+
+def copy_row(scope: Scope, origin: Value, out: Value, size: int) -> None:
+    """Copy a row of `size` bytes, a multiple of 64."""
+    with scope.f.loop(0, size, 64) as at:
+        scope.f.store(scope.f.load(F32, origin.at(at), 64), out.at(at), 64)
+
+
+def lower_elementwise(scope: Scope, node: Node) -> None:
+    """add, mul, silu and round on values that lie in memory."""
+    f = scope.f
+    epilogue = Epilogue(nodes=node.leaves, visible=frozenset(v.name for v in node.results))
+    with scope.share(scope.count(node.operands[0])) as t:
+        width = pairs_of(scope.buffers[node.results[0].name])
+        with f.loop(0, width) as pair:
+            epilogue.run(scope, {}, t, pair)
+
+
+def lower_rope(scope: Scope, node: Node) -> None:
+    """A rotation that is not fused with its linear: features in their own order."""
+    f = scope.f
+    head_dim = node.integer("head_dim")
+    half = head_dim // 2
+    half_bytes = 2 * padded_head(head_dim)
+    table = scope.angles(head_dim, node.real("theta"))
+    heads = int(node.result.type.shape[1]) // head_dim
+    with scope.share(scope.count(node.operands[0])) as t:
+        source = scope.row_address(node.operands[0], t)
+        out = scope.row_address(node.result.name, t)
+        angles = table.at(f.widen(scope.element("positions", t)) * (2 * half_bytes))
+        with f.loop(0, heads) as head, f.loop(0, half) as d:
+            low_at = head * (4 * head_dim) + d * 4
+            low, high = f.load("float", source.at(low_at)), f.load(
+                "float", source.at(low_at).at(4 * half)
+            )
+            cos = f.load("float", angles.at(d * 4))
+            sin = f.load("float", angles.at(half_bytes).at(d * 4))
+            f.store(low * cos - high * sin, out.at(low_at))
+            f.store(high * cos + low * sin, out.at(low_at).at(4 * half))
+
+
+def lower_kv_write(scope: Scope, node: Node) -> None:
+    """A cache write that is not fused: keys and values in their own order, one by one."""
+    f = scope.f
+    head_dim, to = node.integer("head_dim"), node.string("to")
+    heads = int(node.result.type.shape[0])
+    with scope.share(scope.load("T")) as t, f.loop(0, heads) as head:
+        keys = scope.row_address(node.operands[0], t).at(head * (4 * head_dim))
+        values = scope.row_address(node.operands[1], t).at(head * (4 * head_dim))
+        key_place = cache_head(scope, "keys", t, head, node)
+        value_place = cache_head(scope, "values", t, head, node)
+        offset = f.widen(scope.element("positions", t) & (BLOCK_SIZE - 1))
+        for stored, d in enumerate(stored_dims(head_dim, is_turned=True)):
+            if d >= 0:
+                at = _key_offset(stored, to)
+                element = f.load("float", keys.at(4 * int(d)))
+                store_element(scope, element, key_place.at(at).at(offset * 4), to)
+        size = kv_element(to)
+        row = value_place.at(offset * (padded_head(head_dim) * size))
+        for d in range(head_dim):
+            store_element(scope, f.load("float", values.at(4 * d)), row.at(d * size), to)
+
+
+def _key_offset(stored: int, to: str) -> int:
+    """Bytes from the start of a head's keys to dimension `stored` of position 0."""
+    if to == "bf16":
+        return (stored // 2) * BLOCK_SIZE * 4 + (stored % 2) * 2
+    return stored * BLOCK_SIZE * 4
+
+
+def store_element(scope: Scope, value: Value, place: Value, to: str) -> None:
+    """One float32 as an element of the cache."""
+    if to == "bf16":
+        vector = scope.lanes.f32_to_bf16(scope.lanes.splat(value))
+        scope.f.store(scope.f.extract(vector, 0), place)
+    else:
+        scope.f.store(value, place)

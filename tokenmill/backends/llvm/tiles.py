@@ -1,0 +1,290 @@
+"""Tile kernels: the dot products of a few activation rows with one or two pairs of blocks.
+
+A tile is an unpacker (how a chunk of a format becomes lanes) times a dot (which instruction).
+It keeps one running sum a row and block; the order of each sum is that of `ir/order.py`, the
+same for every tile size. The result goes to `out[row][slot][lane]`, SLOTS slots a row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tokenmill.backends.llvm.emit import Function, Module, Value, Variable
+from tokenmill.backends.llvm.lanes import F32, HALF, I32, Lanes
+from tokenmill.backends.llvm.packing import CHUNK_K, CHUNKS, PACKINGS, Packing
+from tokenmill.backends.llvm.target import Row
+from tokenmill.ir.order import GROUP, LANES
+
+SLOTS = 4
+"""Blocks that one tile can serve: two pairs."""
+ROW_BYTES = SLOTS * LANES * 4
+MAX_ROWS = 12
+"""Rows of the largest tile; it serves one pair."""
+WIDE_ROWS = 4
+"""Up to so many rows a tile serves two pairs, which keeps more loads in flight."""
+
+Unpacked = Iterator[tuple[int, Value]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """What a tile kernel is specialised on."""
+
+    format: str
+    dot: str
+    groups: int
+    pairs: int
+
+    @property
+    def packing(self) -> Packing:
+        return PACKINGS[self.format, self.dot]
+
+    def symbol(self, rows: int) -> str:
+        return f"tile_{self.packing.name}_g{self.groups}_p{self.pairs}_m{rows}"
+
+
+# -- activation rows
+
+
+ELEMENT_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A rounded activation row: the elements, then what the groups need.
+
+    [elements: G x GROUP][sums: G f32], and for int8 [scales: G f32][starts: G i32], where a
+    group's start is -128 times the sum of its integers (it undoes the 128 added to q8 bytes).
+    """
+
+    dtype: str
+    groups: int
+
+    @property
+    def sums(self) -> int:
+        return self.groups * GROUP * ELEMENT_BYTES[self.dtype]
+
+    @property
+    def scales(self) -> int:
+        return self.sums + 4 * self.groups
+
+    @property
+    def starts(self) -> int:
+        return self.scales + 4 * self.groups
+
+    @property
+    def size(self) -> int:
+        return self.starts + 4 * self.groups if self.dtype == "int8" else self.scales
+
+
+# -- unpackers: a chunk of weights to (offset in k, lanes) in the dot's steps
+
+
+def _words(f: Function, chunk: Value, count: int) -> list[Value]:
+    return [f.load(I32, chunk.at(64 * i), 64) for i in range(count)]
+
+
+def _q4_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
+    """A nibble under the exponent of 128 is the bfloat16 128 + nibble."""
+    [word] = _words(lanes.f, chunk, 1)
+    for pair in range(4):
+        yield 2 * pair, ((word >> (4 * pair)) & 0x000F000F) | 0x43004300
+
+
+def _q4_f32(lanes: Lanes, chunk: Value) -> Unpacked:
+    [word] = _words(lanes.f, chunk, 1)
+    for k in range(CHUNK_K):
+        nibble = (word >> (4 * (k // 2) + 16 * (k % 2))) & 15
+        yield k, lanes.f.cast("sitofp", nibble, "float")
+
+
+def _q4_int8(lanes: Lanes, chunk: Value) -> Unpacked:
+    [word] = _words(lanes.f, chunk, 1)
+    yield 0, word & 0x0F0F0F0F
+    yield 4, (word >> 4) & 0x0F0F0F0F
+
+
+def _q8_plane(lanes: Lanes, chunk: Value, k: int) -> Value:
+    quants = lanes.f.load(f"<{LANES} x i8>", chunk.at(LANES * k), LANES)
+    return lanes.f.cast("sitofp", lanes.f.cast("sext", quants, "i32"), "float")
+
+
+def _q8_f32(lanes: Lanes, chunk: Value) -> Unpacked:
+    for k in range(CHUNK_K):
+        yield k, _q8_plane(lanes, chunk, k)
+
+
+def _q8_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
+    """An 8-bit integer is exact in bfloat16: the top half of its float32."""
+    f = lanes.f
+    for k in range(0, CHUNK_K, 2):
+        low = f.bitcast(_q8_plane(lanes, chunk, k), I32) >> 16
+        high = f.bitcast(_q8_plane(lanes, chunk, k + 1), I32) & -65536
+        yield k, low | high
+
+
+def _q8_int8(lanes: Lanes, chunk: Value) -> Unpacked:
+    for index, word in enumerate(_words(lanes.f, chunk, 2)):
+        yield 4 * index, word
+
+
+def _bf16_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
+    for index, word in enumerate(_words(lanes.f, chunk, 4)):
+        yield 2 * index, word
+
+
+def _bf16_f32(lanes: Lanes, chunk: Value) -> Unpacked:
+    for index, word in enumerate(_words(lanes.f, chunk, 4)):
+        yield 2 * index, lanes.f.bitcast(word << 16, F32)
+        yield 2 * index + 1, lanes.f.bitcast(word & -65536, F32)
+
+
+def _f32_f32(lanes: Lanes, chunk: Value) -> Unpacked:
+    for k in range(CHUNK_K):
+        yield k, lanes.f.load(F32, chunk.at(64 * k), 64)
+
+
+_UNPACKERS: dict[tuple[str, str], Callable[[Lanes, Value], Unpacked]] = {
+    ("q4", "bf16"): _q4_bf16,
+    ("q4", "f32"): _q4_f32,
+    ("q4", "int8"): _q4_int8,
+    ("q8", "bf16"): _q8_bf16,
+    ("q8", "f32"): _q8_f32,
+    ("q8", "int8"): _q8_int8,
+    ("bf16", "bf16"): _bf16_bf16,
+    ("bf16", "f32"): _bf16_f32,
+    ("f32", "f32"): _f32_f32,
+}
+
+_OFFSETS = {("q4", "bf16"): 128.0}
+"""What an unpacker adds to every weight; the minimum takes it away again."""
+
+
+# -- dots: one step adds a few neighbours in k
+
+
+def _dot(lanes: Lanes, dot: str, acc: Value, weights: Value, x: Value) -> Value:
+    """`x` is the address of the step's activations of one row."""
+    f = lanes.f
+    if dot == "f32":
+        return lanes.fma(weights, lanes.splat(f.load("float", x)), acc)
+    neighbours = lanes.splat(f.load("i32", x))
+    return (lanes.dot_bf16 if dot == "bf16" else lanes.dot_int8)(acc, weights, neighbours)
+
+
+# -- the kernel
+
+
+class _TileBody:
+    """The pieces of one tile kernel while it is emitted."""
+
+    def __init__(self, lanes: Lanes, tile: Tile, rows: int) -> None:
+        self.lanes = lanes
+        self.f = lanes.f
+        self.tile = tile
+        self.rows = rows
+        self.record = Record(tile.dot, tile.groups)
+        *pairs, self.x, self.stride, self.out = self.f.parameters
+        block = tile.packing.block_bytes(tile.groups)
+        self.blocks = [pair.at(block * i) for pair in pairs for i in range(2)]
+        self.row_starts = [self.x.at(self.stride * i) for i in range(rows)]
+
+    def grid(self, kind: str) -> list[list[Variable]]:
+        return [[self.f.variable(kind) for _ in self.blocks] for _ in range(self.rows)]
+
+    def emit(self) -> None:
+        sums = self.grid(F32)
+        for variable in (v for row in sums for v in row):
+            variable.set(0.0)
+        with self.f.loop(0, self.tile.groups) as group:
+            dots = self.group_dots(group)
+            for slot in range(len(self.blocks)):
+                self.add_group(group, slot, [row[slot] for row in sums], [r[slot] for r in dots])
+        for i, row in enumerate(sums):
+            for slot, variable in enumerate(row):
+                self.f.store(variable.get(), self.out.at(i * ROW_BYTES + slot * 64), 64)
+        self.f.ret()
+
+    def group_dots(self, group: Value) -> list[list[Variable]]:
+        """The dot of every row and block over one group."""
+        dots = self.grid(I32 if self.tile.dot == "int8" else F32)
+        for row, start in zip(dots, self.row_starts, strict=True):
+            for variable in row:
+                variable.set(self.first_dot(group, start))
+        chunk_bytes = self.tile.packing.chunk_bytes
+        header = self.tile.packing.header_bytes(self.tile.groups)
+        places = [b.at(header).at(group * (CHUNKS * chunk_bytes)) for b in self.blocks]
+        xs = [r.at(group * (GROUP * ELEMENT_BYTES[self.tile.dot])) for r in self.row_starts]
+        if self.rows <= 2:
+            for chunk in range(CHUNKS):
+                self.chunk_dots(dots, places, xs, self.f.const("i64", chunk))
+        else:
+            with self.f.loop(0, CHUNKS) as chunk:
+                self.chunk_dots(dots, places, xs, chunk)
+        return dots
+
+    def first_dot(self, group: Value, row: Value) -> Value:
+        if (self.tile.format, self.tile.dot) == ("q8", "int8"):
+            start = self.f.load("i32", row.at(self.record.starts).at(group * 4))
+            return self.lanes.splat(start)
+        return self.f.const(I32 if self.tile.dot == "int8" else F32, 0)
+
+    def chunk_dots(
+        self, dots: list[list[Variable]], places: list[Value], xs: list[Value], chunk: Value
+    ) -> None:
+        unpack = _UNPACKERS[self.tile.format, self.tile.dot]
+        size, element = self.tile.packing.chunk_bytes, ELEMENT_BYTES[self.tile.dot]
+        starts = [x.at(chunk * (CHUNK_K * element)) for x in xs]
+        steps = zip(*(unpack(self.lanes, p.at(chunk * size)) for p in places), strict=True)
+        for step in steps:
+            k = step[0][0]
+            for row, start in zip(dots, starts, strict=True):
+                x = start.at(k * element)
+                for variable, (_, weights) in zip(row, step, strict=True):
+                    variable.set(_dot(self.lanes, self.tile.dot, variable.get(), weights, x))
+
+    def add_group(
+        self, group: Value, slot: int, sums: list[Variable], dots: list[Variable]
+    ) -> None:
+        """acc = fma(scale, dot, acc), then fma(minimum, sum of x, acc); see order.py."""
+        f, lanes = self.f, self.lanes
+        scale, minimum = self.load_scales(group, slot)
+        for start, acc, dot in zip(self.row_starts, sums, dots, strict=True):
+            value, row_scale = dot.get(), scale
+            if self.tile.dot == "int8":
+                value = f.cast("sitofp", value, "float")
+                x_scale = lanes.splat(f.load("float", start.at(self.record.scales).at(group * 4)))
+                row_scale = x_scale if scale is None else scale * x_scale
+            total = acc.get() + value if row_scale is None else lanes.fma(
+                row_scale, value, acc.get()
+            )
+            if minimum is not None:
+                x_sum = lanes.splat(f.load("float", start.at(self.record.sums).at(group * 4)))
+                total = lanes.fma(minimum, x_sum, total)
+            acc.set(total)
+
+    def load_scales(self, group: Value, slot: int) -> tuple[Value | None, Value | None]:
+        """The group's scale and minimum, as float32 lanes, where the format has them."""
+        planes = [
+            self.lanes.half_to_f32(
+                self.f.load(HALF, self.blocks[slot].at(start).at(group * (LANES * 2)), 32)
+            )
+            for start in (i * self.tile.groups * LANES * 2 for i in range(self.tile.packing.planes))
+        ]
+        if not planes:
+            return None, None
+        if len(planes) == 1:
+            return planes[0], None
+        scale, minimum = planes
+        offset = _OFFSETS.get((self.tile.format, self.tile.dot))
+        if offset is not None:
+            minimum = self.lanes.fma(scale, self.f.const(F32, -offset), minimum)
+        return scale, minimum
+
+
+def emit_tile(module: Module, row: Row, tile: Tile, rows: int) -> Function:
+    """The kernel `void tile(pair..., x, stride, out)` for so many rows."""
+    pairs = [(f"pair{i}", "ptr") for i in range(tile.pairs)]
+    parameters = [*pairs, ("x", "ptr"), ("stride", "i64"), ("out", "ptr")]
+    f = module.function(tile.symbol(rows), "void", parameters, public=True)
+    _TileBody(Lanes(f, row), tile, rows).emit()
+    return f

@@ -1,0 +1,94 @@
+"""Arguments that several commands share, and what is made of them."""
+
+from argparse import ArgumentParser
+from typing import TYPE_CHECKING
+
+from tokenmill.config import ACTIVATIONS, KV_CACHES, QUANTIZATIONS, EngineConfig
+from tokenmill.models.sources.aliases import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from tokenmill.sampling.params import SamplingParams
+
+MAX_TOKENS = 512
+TEMPERATURE = 0.7
+TOP_P = 0.95
+
+_ENGINE_FIELDS = (
+    *("model", "quantization", "activations", "kv_cache"),
+    *("threads", "max_model_len", "offline"),
+)
+_SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+
+
+def add_model_argument(parser: ArgumentParser) -> None:
+    """`--model`."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        help="an alias (see `tokenmill models`), hf:org/repo, pypi:package, a folder or a .gguf "
+        "file (default: %(default)s)",
+    )
+
+
+def add_engine_arguments(parser: ArgumentParser) -> None:
+    """What `make_engine_config` takes."""
+    add_model_argument(parser)
+    group = parser.add_argument_group("engine")
+    for flag, choices, default, what in (
+        ("--quantization", QUANTIZATIONS, "auto", "weights in memory"),
+        ("--activations", ACTIVATIONS, "bf16", "activations"),
+        ("--kv-cache", KV_CACHES, "auto", "keys and values"),
+    ):
+        group.add_argument(
+            flag,
+            default=default,
+            choices=choices,
+            help=f"format of the {what} (default: %(default)s)",
+        )
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="workers (default: what the machine allows)"
+    )
+    group.add_argument(
+        "--max-model-len", type=int, metavar="N", help="tokens of prompt and answer together"
+    )
+    group.add_argument("--offline", action="store_true", help="do not use the network")
+
+
+def add_sampling_arguments(parser: ArgumentParser) -> None:
+    """What `make_sampling_params` takes, and `--system`."""
+    parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        default=MAX_TOKENS,
+        help="end the answer after so many tokens (default: %(default)s)",
+    )
+    for flag, default, text in (
+        ("--temperature", TEMPERATURE, "randomness; 0 always takes the likeliest token"),
+        ("--top-p", TOP_P, "choose among the likeliest tokens that have this share together"),
+        ("--min-p", 0.0, "leave out tokens below this share of the likeliest one's chance"),
+    ):
+        group.add_argument(
+            flag, type=float, metavar="X", default=default, help=f"{text} (default: %(default)s)"
+        )
+    group.add_argument(
+        "--top-k", type=int, metavar="N", default=0, help="choose among so many tokens; 0: all"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+
+
+def make_engine_config(values: dict[str, object]) -> EngineConfig:
+    """The configuration in the parsed values; UsageError where one is out of range."""
+    fields: dict[str, object] = {name: values[name] for name in _ENGINE_FIELDS}
+    return EngineConfig(**fields)  # type: ignore[arg-type]  # it checks them itself
+
+
+def make_sampling_params(values: dict[str, object]) -> "SamplingParams":
+    """The sampling parameters in the parsed values; UsageError where one is out of range."""
+    from tokenmill.sampling.params import SamplingParams
+
+    fields: dict[str, object] = {name: values[name] for name in _SAMPLING_FIELDS}
+    return SamplingParams(**fields)  # type: ignore[arg-type]  # it checks them itself

@@ -1,0 +1,53 @@
+"""The configuration of an engine, checked once and then frozen."""
+
+from dataclasses import dataclass
+
+from tokenmill.errors import UsageError
+
+QUANTIZATIONS = ("auto", "q4", "q8", "bf16", "f32")
+ACTIVATIONS = ("bf16", "int8", "f32")
+KV_CACHES = ("auto", "bf16", "f32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a model is loaded and served; the names are those of the command line's flags.
+
+    `None` and "auto" leave the choice to the loader, which knows the model and the machine.
+    Raises UsageError where a value is outside its range.
+    """
+
+    model: str = "smollm2"
+    quantization: str = "auto"
+    activations: str = "bf16"
+    kv_cache: str = "auto"
+    threads: int | None = None
+    max_model_len: int | None = None  # tokens of prompt and output together
+    max_num_seqs: int = 64  # sequences that run at the same time
+    max_num_batched_tokens: int = 512  # tokens in one step
+    kv_cache_memory_bytes: int | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("model is empty: give an alias, hf:org/repo, a folder or a .gguf file")
+        _check_choice("quantization", self.quantization, QUANTIZATIONS)
+        _check_choice("activations", self.activations, ACTIVATIONS)
+        _check_choice("kv_cache", self.kv_cache, KV_CACHES)
+        _check_count("threads", self.threads, least=1)
+        _check_count("max_model_len", self.max_model_len, least=2)
+        _check_count("max_num_seqs", self.max_num_seqs, least=1)
+        _check_count("max_num_batched_tokens", self.max_num_batched_tokens, least=1)
+        _check_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes, least=1)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+
+
+def _check_count(name: str, value: int | None, *, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} is {value!r}, but must be a whole number of at least {least}")

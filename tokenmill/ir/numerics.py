@@ -1,0 +1,165 @@
+"""What each operation computes, in NumPy: the reference that every backend is held against.
+
+Plain and slow. Sums follow `order.py`; results are float32 unless an operation rounds them.
+Shape suffixes: T tokens, R rows, S sequences, K inputs, N outputs, H query heads, G key heads,
+D dimensions a head, P positions.
+"""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from tokenmill.ir.formats import Weight
+from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum
+
+IntArray = npt.NDArray[np.int32]
+
+_SMALLEST_GROUP = 1e-36
+"""A group of activations with no larger one is rounded to zeros: 127 / max|x| would overflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where each token stands: its position, its sequence, and that sequence's blocks."""
+
+    positions_T: IntArray
+    sequences_T: IntArray
+    blocks_SB: IntArray
+    block_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One layer's keys and values, [blocks, block_size, G, D] float32, rounded when stored."""
+
+    keys: F32Array
+    values: F32Array
+
+    def read(self, place: Place, sequence: int, length: int) -> tuple[F32Array, F32Array]:
+        """The first `length` positions of a sequence: two [P, G, D]."""
+        blocks = place.blocks_SB[sequence, : -(-length // place.block_size)]
+        heads = self.keys.shape[2:]
+        keys = self.keys[blocks].reshape(-1, *heads)[:length]
+        return keys, self.values[blocks].reshape(-1, *heads)[:length]
+
+
+def embed(tokens_T: IntArray, table: Weight) -> F32Array:
+    return table.take_rows(tokens_T).dequantize()
+
+
+def rmsnorm(x_TK: F32Array, weight: Weight, *, eps: float) -> F32Array:
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+    mean_T = lane_sum(x_TK * x_TK) / np.float32(x_TK.shape[-1])
+    scale_T = np.float32(1.0) / np.sqrt(mean_T + np.float32(eps))
+    out_TK: F32Array = x_TK * scale_T[:, None] * weight.dequantize()[0]
+    return out_TK
+
+
+def round_to(x: F32Array, *, to: str) -> F32Array:
+    """Round to an activation type and back. int8: groups of GROUP, scale = max|x| / 127."""
+    if to == "f32":
+        return x
+    if to == "bf16":
+        return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    k = x.shape[-1]
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -k % GROUP)])
+    groups = padded.reshape(*x.shape[:-1], -1, GROUP)
+    largest = np.abs(groups).max(axis=-1, keepdims=True)
+    zero = np.zeros_like(largest)
+    inverse = np.divide(np.float32(127), largest, out=zero, where=largest > _SMALLEST_GROUP)
+    rounded: F32Array = np.rint(groups * inverse) * (largest / np.float32(127))
+    return rounded.reshape(padded.shape)[..., :k]
+
+
+def linear(x_TK: F32Array, weight: Weight, bias: Weight | None = None) -> F32Array:
+    """x @ weight.T (+ bias), group by group of k."""
+    quants_NK = weight.quants.astype(np.float32)
+    out_TN = np.zeros((x_TK.shape[0], quants_NK.shape[0]), np.float32)
+    for group, start in enumerate(range(0, x_TK.shape[1], GROUP)):
+        x = x_TK[:, start : start + GROUP]
+        dot_TN = x @ quants_NK[:, start : start + GROUP].T
+        scale = 1 if weight.scales is None else weight.scales[:, group].astype(np.float32)
+        out_TN += scale * dot_TN
+        if weight.minimums is not None:
+            out_TN += weight.minimums[:, group].astype(np.float32) * x.sum(1)[:, None]
+    return out_TN if bias is None else out_TN + bias.dequantize()[0]
+
+
+def rope_angles(positions: npt.NDArray[np.integer], head_dim: int, theta: float) -> F32Array:
+    """[positions, head_dim / 2] angles in float32, as the models were trained with."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    return positions.astype(np.float32)[:, None] * frequencies
+
+
+def rope(x_TN: F32Array, place: Place, *, head_dim: int, theta: float) -> F32Array:
+    """Rotary embedding over halves: (d, d + D/2) turn together (Su et al. 2021)."""
+    angles = rope_angles(place.positions_T, head_dim, theta)
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    x_THD = x_TN.reshape(x_TN.shape[0], -1, head_dim)
+    low, high = np.split(x_THD, 2, axis=2)
+    turned = np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=2)
+    return turned.reshape(x_TN.shape)
+
+
+def kv_write(
+    k_TN: F32Array, v_TN: F32Array, place: Place, cache: Cache, *, head_dim: int, to: str
+) -> Cache:
+    """Store keys and values at each token's place, rounded to the cache's type."""
+    block_T, offset_T = np.divmod(place.positions_T, place.block_size)
+    block_T = place.blocks_SB[place.sequences_T, block_T]
+    shape = (len(k_TN), -1, head_dim)
+    cache.keys[block_T, offset_T] = round_to(k_TN, to=to).reshape(shape)
+    cache.values[block_T, offset_T] = round_to(v_TN, to=to).reshape(shape)
+    return cache
+
+
+def attention(
+    q_TN: F32Array, cache: Cache, place: Place, *, head_dim: int, scale: float
+) -> F32Array:
+    """Causal attention of each token over its sequence's cache, heads grouped."""
+    out_TN = np.empty_like(q_TN)
+    for t, position in enumerate(place.positions_T):
+        keys, values = cache.read(place, int(place.sequences_T[t]), int(position) + 1)
+        q_GHD = q_TN[t].reshape(keys.shape[1], -1, head_dim)
+        out_TN[t] = _attend(q_GHD, keys, values, scale).reshape(-1)
+    return out_TN
+
+
+def _attend(q_GHD: F32Array, k_PGD: F32Array, v_PGD: F32Array, scale: float) -> F32Array:
+    """One token, chunk after chunk, by the online softmax (Milakov and Gimelshein 2018)."""
+    top = np.full(q_GHD.shape[:2], -np.inf, np.float32)
+    total, out = np.zeros_like(top), np.zeros_like(q_GHD)
+    for start in range(0, len(k_PGD), KV_CHUNK):
+        keys, values = k_PGD[start : start + KV_CHUNK], v_PGD[start : start + KV_CHUNK]
+        scores = np.einsum("ghd,pgd->ghp", q_GHD, keys) * np.float32(scale)
+        chunk_top = scores.max(axis=2)
+        weights = np.exp(scores - chunk_top[:, :, None])
+        new_top = np.maximum(top, chunk_top)
+        old, new = np.exp(top - new_top), np.exp(chunk_top - new_top)
+        total = total * old + lane_sum(weights) * new
+        chunk_out = np.einsum("ghp,pgd->ghd", weights, values)
+        out = out * old[:, :, None] + chunk_out * new[:, :, None]
+        top = new_top
+    return out / total[:, :, None]
+
+
+def silu(x: F32Array) -> F32Array:
+    """x * sigmoid(x)."""
+    with np.errstate(over="ignore"):
+        out: F32Array = np.divide(x, np.float32(1) + np.exp(-x))
+    return out
+
+
+def add(a: F32Array, b: F32Array) -> F32Array:
+    return a + b
+
+
+def mul(a: F32Array, b: F32Array) -> F32Array:
+    return a * b
+
+
+def select_rows(x_TK: F32Array, rows_R: IntArray) -> F32Array:
+    return x_TK[rows_R]

@@ -1,0 +1,344 @@
+"""The one table of operations: operands, types, cost, and the NumPy reference of each.
+
+To add an operation, add a row here and a lowering in each backend. `fused`, `repeat` and
+`barrier` are structure, not arithmetic: the first two stand for the nodes inside them, and
+`barrier` makes every thread of a step wait for the others.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from tokenmill.ir import numerics, sampling
+from tokenmill.ir.formats import FORMATS
+from tokenmill.ir.graph import Attr, Dim, Node, Type
+
+STRUCTURE = ("fused", "repeat", "barrier")
+ACTIVATIONS = ("f32", "bf16", "int8")
+WEIGHTS = ("w", *FORMATS)
+
+Sizes = Mapping[str, int]
+"""What the symbols stand for: T, S, R; C, the positions attended to, summed over tokens; and P,
+the positions in the caches that are read, summed over sequences."""
+
+_WEIGHT_OPERANDS = ("table", "weight", "bias")
+
+
+class TypeMismatchError(ValueError):
+    """An operation is given operands or attributes that it does not take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One row of the table.
+
+    `operands` name what it takes (a trailing ? marks an optional one); `infer` gives the result
+    types or raises TypeMismatchError; `flops` counts additions and multiplications. `reference`
+    takes the operands, for `kv_write` the cache too, and the attributes by name.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    attrs: Mapping[str, type]
+    infer: Callable[[Sequence[Type], Node], Type]
+    flops: Callable[[Sequence[Type], Node, Sizes], int]
+    reference: Callable[..., object]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise TypeMismatchError(message)
+
+
+def _matrix(kind: Type, what: str) -> tuple[Dim, Dim]:
+    _require(len(kind.shape) == 2, f"{what} must have two dimensions, has {kind}")
+    return kind.shape[0], kind.shape[1]
+
+
+def _count(kind: Type, dtype: str, what: str) -> Dim:
+    _require(kind.dtype == dtype and len(kind.shape) == 1, f"{what} must be {dtype}[n], is {kind}")
+    return kind.shape[0]
+
+
+def _vector(kind: Type, what: str, size: Dim) -> None:
+    _require(kind == Type("f32", (size,)), f"{what} must be f32[{size}], is {kind}")
+
+
+def _placed(x: Type, place: Type) -> None:
+    rows, _ = _matrix(x, "x")
+    _require(place == Type("place", (rows,)), f"the place must be place[{rows}], is {place}")
+
+
+def _infer_embed(types: Sequence[Type], node: Node) -> Type:
+    tokens, table = types
+    rows, (_, k) = _count(tokens, "i32", "the tokens"), _matrix(table, "the table")
+    _require(table.dtype in WEIGHTS, f"the table must be a weight, is {table}")
+    return Type("f32", (rows, k))
+
+
+def _infer_rmsnorm(types: Sequence[Type], node: Node) -> Type:
+    x, weight = types
+    _require(x.dtype == "f32", f"x must be f32, is {x}")
+    _vector(weight, "the weight", _matrix(x, "x")[1])
+    return x
+
+
+def _infer_round(types: Sequence[Type], node: Node) -> Type:
+    _require(types[0].dtype == "f32", f"x must be f32, is {types[0]}")
+    _require(node.string("to") in ACTIVATIONS, f"cannot round to {node.attr('to')}")
+    return Type(node.string("to"), types[0].shape)
+
+
+def _infer_linear(types: Sequence[Type], node: Node) -> Type:
+    x, weight = types[:2]
+    rows, k = _matrix(x, "x")
+    n, weight_k = _matrix(weight, "the weight")
+    _require(x.dtype in ACTIVATIONS, f"x must be an activation, is {x}")
+    _require(weight.dtype in WEIGHTS, f"the weight must be a weight, is {weight}")
+    _require(weight_k == k, f"the weight takes {weight_k} inputs, x is {x}")
+    if len(types) == 3:
+        _vector(types[2], "the bias", n)
+    return Type("f32", (rows, n))
+
+
+def _infer_rope(types: Sequence[Type], node: Node) -> Type:
+    x, place = types
+    _require(x.dtype == "f32", f"x must be f32, is {x}")
+    _placed(x, place)
+    _heads(x, node)
+    _require(node.integer("head_dim") % 2 == 0, "rope turns pairs: head_dim must be even")
+    return x
+
+
+def _heads(x: Type, node: Node) -> int:
+    n, head_dim = _matrix(x, "x")[1], node.integer("head_dim")
+    _require(
+        isinstance(n, int) and head_dim > 0 and n % head_dim == 0,
+        f"{x} is no multiple of head_dim {head_dim}",
+    )
+    return int(n) // head_dim
+
+
+def _infer_kv_write(types: Sequence[Type], node: Node) -> Type:
+    k, v, place = types
+    _require(k == v and k.dtype == "f32", f"k and v must be alike and f32, are {k} and {v}")
+    _placed(k, place)
+    _require(node.string("to") in ("f32", "bf16"), f"no cache of {node.attr('to')}")
+    return Type("kv", (_heads(k, node), node.integer("head_dim")))
+
+
+def _infer_attention(types: Sequence[Type], node: Node) -> Type:
+    q, kv, place = types
+    _require(q.dtype in ("f32", "bf16"), f"q must be f32 or bf16, is {q}")
+    _require(kv.dtype == "kv", f"kv must be a cache, is {kv}")
+    _placed(q, place)
+    heads, kv_heads, head_dim = _heads(q, node), *map(int, _matrix(kv, "kv"))
+    _require(node.integer("head_dim") == head_dim, f"head_dim differs from that of {kv}")
+    _require(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key heads evenly")
+    return Type("f32", q.shape)
+
+
+def _infer_unary(types: Sequence[Type], node: Node) -> Type:
+    _require(types[0].dtype == "f32", f"x must be f32, is {types[0]}")
+    return types[0]
+
+
+def _infer_binary(types: Sequence[Type], node: Node) -> Type:
+    _require(types[0] == types[1], f"operands differ: {types[0]} and {types[1]}")
+    return _infer_unary(types, node)
+
+
+def _infer_select(types: Sequence[Type], node: Node) -> Type:
+    x, rows = types
+    _require(x.dtype == "f32", f"x must be f32, is {x}")
+    return Type("f32", (_count(rows, "i32", "the rows"), _matrix(x, "x")[1]))
+
+
+def _infer_sample(types: Sequence[Type], node: Node) -> Type:
+    logits, sampling = types
+    rows, _ = _matrix(logits, "logits")
+    _require(logits.dtype == "f32", f"logits must be f32, are {logits}")
+    _require(sampling == Type("sampling", (rows,)), f"sampling is {sampling} for {rows} rows")
+    return Type("i32", (rows,))
+
+
+def elements(kind: Type, sizes: Sizes) -> int:
+    """How many elements a value has, symbols filled in."""
+    return prod(sizes[d] if isinstance(d, str) else d for d in kind.shape)
+
+
+def _per_element(count: int) -> Callable[[Sequence[Type], Node, Sizes], int]:
+    return lambda types, node, sizes: count * elements(types[0], sizes)
+
+
+def _flops_linear(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
+    return 2 * elements(types[0], sizes) * int(types[1].shape[0])
+
+
+def _flops_attention(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
+    return 4 * sizes["C"] * int(types[0].shape[1])
+
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op(
+            name="embed",
+            operands=("tokens", "table"),
+            attrs={},
+            infer=_infer_embed,
+            flops=_per_element(0),
+            reference=numerics.embed,
+        ),
+        Op(
+            name="rmsnorm",
+            operands=("x", "weight"),
+            attrs={"eps": float},
+            infer=_infer_rmsnorm,
+            flops=_per_element(4),
+            reference=numerics.rmsnorm,
+        ),
+        Op(
+            name="round",
+            operands=("x",),
+            attrs={"to": str},
+            infer=_infer_round,
+            flops=_per_element(1),
+            reference=numerics.round_to,
+        ),
+        Op(
+            name="linear",
+            operands=("x", "weight", "bias?"),
+            attrs={},
+            infer=_infer_linear,
+            flops=_flops_linear,
+            reference=numerics.linear,
+        ),
+        Op(
+            name="rope",
+            operands=("x", "place"),
+            attrs={"head_dim": int, "theta": float},
+            infer=_infer_rope,
+            flops=_per_element(3),
+            reference=numerics.rope,
+        ),
+        Op(
+            name="kv_write",
+            operands=("k", "v", "place"),
+            attrs={"head_dim": int, "to": str},
+            infer=_infer_kv_write,
+            flops=_per_element(0),
+            reference=numerics.kv_write,
+        ),
+        Op(
+            name="attention",
+            operands=("q", "kv", "place"),
+            attrs={"head_dim": int, "scale": float},
+            infer=_infer_attention,
+            flops=_flops_attention,
+            reference=numerics.attention,
+        ),
+        Op(
+            name="silu",
+            operands=("x",),
+            attrs={},
+            infer=_infer_unary,
+            flops=_per_element(4),
+            reference=numerics.silu,
+        ),
+        Op(
+            name="add",
+            operands=("a", "b"),
+            attrs={},
+            infer=_infer_binary,
+            flops=_per_element(1),
+            reference=numerics.add,
+        ),
+        Op(
+            name="mul",
+            operands=("a", "b"),
+            attrs={},
+            infer=_infer_binary,
+            flops=_per_element(1),
+            reference=numerics.mul,
+        ),
+        Op(
+            name="select_rows",
+            operands=("x", "rows"),
+            attrs={},
+            infer=_infer_select,
+            flops=_per_element(0),
+            reference=numerics.select_rows,
+        ),
+        Op(
+            name="sample",
+            operands=("logits", "sampling"),
+            attrs={},
+            infer=_infer_sample,
+            flops=_per_element(1),
+            reference=sampling.sample,
+        ),
+    )
+}
+
+
+def infer(node: Node, types: Sequence[Type]) -> Type:
+    """The result type of a plain node. Raises TypeMismatchError, saying what is wrong."""
+    row = OPS.get(node.op)
+    if row is None:
+        raise TypeMismatchError(f"there is no operation {node.op!r}")
+    least = sum(not name.endswith("?") for name in row.operands)
+    _require(
+        least <= len(types) <= len(row.operands),
+        f"{node.op} takes {', '.join(row.operands)}; given {len(types)} operands",
+    )
+    for slot, name in zip(row.operands, node.operands, strict=False):
+        is_weight = slot.removesuffix("?") in _WEIGHT_OPERANDS
+        _require(name.startswith("@" if is_weight else "%"), f"{name} cannot be the {slot}")
+    given = dict(node.attrs)
+    fits = given.keys() == row.attrs.keys() and all(
+        _fits(given[key], kind) for key, kind in row.attrs.items()
+    )
+    _require(fits, f"{node.op} takes attributes {_attrs(row)}; given {given}")
+    return row.infer(types, node)
+
+
+def _fits(value: Attr, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _attrs(row: Op) -> str:
+    return ", ".join(f"{key}: {kind.__name__}" for key, kind in row.attrs.items()) or "none"
+
+
+def flops(node: Node, types: Sequence[Type], sizes: Sizes) -> int:
+    """Additions and multiplications of a plain node."""
+    return OPS[node.op].flops(types, node, sizes)
+
+
+_BYTES = {"f32": 4.0, "i32": 4.0, "bf16": 2.0, "int8": 1.25}
+
+
+def size_bytes(kind: Type, sizes: Sizes) -> float:
+    """Bytes that a value or a weight takes; handles take none."""
+    if kind.dtype in FORMATS:
+        return elements(kind, sizes) * FORMATS[kind.dtype].bits_per_weight / 8
+    return elements(kind, sizes) * _BYTES.get(kind.dtype, 0.0)
+
+
+def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes) -> float:
+    """Bytes that a plain node must read and write at least once."""
+    made = sum(size_bytes(v.type, sizes) for v in node.results)
+    read = sum(size_bytes(t, sizes) for t in types)
+    match node.op:
+        case "embed":
+            rows = Type(types[1].dtype, node.result.type.shape)
+            read = size_bytes(types[0], sizes) + size_bytes(rows, sizes)
+        case "select_rows":
+            read = made + size_bytes(types[1], sizes)
+        case "kv_write":
+            made = 2 * elements(types[0], sizes) * _BYTES[node.string("to")]
+        case "attention":
+            # The query has the cache's type: what is multiplied has been rounded alike.
+            read += 2 * sizes["P"] * elements(types[1], sizes) * _BYTES[types[0].dtype]
+    return made + read

@@ -1,0 +1,48 @@
+"""The order of every summation, stated once. Kernels and the reference both follow it.
+
+What a sequence says may depend on nothing but the weights, the formats and the instruction-set
+row. So each sum below is defined by the operands alone: never by how many rows are computed
+together, how a prompt was cut, or how many threads there are.
+
+Linear.       Per output: groups of GROUP along k, ascending. One dot a group, from zero, k
+              ascending (in pairs for bf16, in quads for int8, as the dot instruction sums them).
+              Then acc = fma(scale, dot, acc), then acc = fma(minimum, sum of x in the group, acc).
+              A format without scale adds the dot. The bias is added after the last group.
+Group sums.   Lane l of LANES takes x[l] + x[l + LANES]; then the tree.
+Norm.         Lane l takes x[l], x[l + LANES], ... squared, by fma, ascending; then the tree.
+Attention.    Positions are split at multiples of KV_CHUNK, counted from the sequence's start.
+              In a chunk: q.k over the head's dimensions in stored order, the maximum, exp; lane l
+              sums the weights of positions l, l + LANES, ..., then the tree; p.v ascending by
+              position. Chunks are merged ascending by the online softmax. A token reads back the
+              stored (rounded) keys and values, those of its own step included.
+Sampling.     Probabilities are summed like a norm, ids ascending.
+Tree.         Lanes are halved: lane l takes l + 8, then l + 4, l + 2, l + 1.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+GROUP = 32
+LANES = 16
+KV_CHUNK = 256
+
+F32Array = npt.NDArray[np.float32]
+
+
+def tree_sum(lanes: F32Array) -> F32Array:
+    """Sum the last axis (LANES wide) by halving."""
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+def lane_sum(values: F32Array) -> F32Array:
+    """Sum the last axis: lane by lane ascending, then the tree. Short ends count as zero."""
+    short = -values.shape[-1] % LANES
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, short)])
+    vectors = padded.reshape(*values.shape[:-1], -1, LANES)
+    lanes = np.zeros_like(vectors[..., 0, :])
+    for i in range(vectors.shape[-2]):
+        lanes = lanes + vectors[..., i, :]
+    return tree_sum(lanes)

@@ -1,0 +1,170 @@
+"""Chat messages to the text that a model was trained to continue."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tokenmill.errors import ModelFileError, UsageError
+from tokenmill.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from tokenmill.models.template_sandbox import ChatEnvironment
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """The chat template of one model, or several by name ("default", "tool_use").
+
+    `named_tokens` are texts that the templates may use by name, such as `bos_token`. May be
+    used from several threads.
+    """
+
+    def __init__(
+        self, source: str | Mapping[str, str], named_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        self._sources = {"default": source} if isinstance(source, str) else dict(source)
+        self._named_tokens = dict(named_tokens or {})
+        self._compiled: dict[str, Template] = {}
+        self._environment: ChatEnvironment | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
+        """The template that a tokenizer came with. Raises UsageError where there is none."""
+        if not tokenizer.chat_templates:
+            raise UsageError(
+                "the model has no chat template: give it a plain prompt, or take a model that "
+                "was trained for chat"
+            )
+        return cls(tokenizer.chat_templates, tokenizer.named_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt for a conversation; `variables` are given to the template as they are.
+
+        It already holds the tokens that begin a sequence: encode it with
+        `add_special_tokens=False`. Raises UsageError for messages that are malformed or that the
+        template refuses, ModelFileError for a template which is broken or does what it may not.
+        """
+        values = {
+            "documents": None,
+            **self._named_tokens,
+            **variables,
+            "messages": check_messages(messages),
+            "tools": None if tools is None else _plain(tools, "tools"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        name = "tool_use" if tools and "tool_use" in self._sources else "default"
+        if name not in self._sources:
+            raise UsageError(
+                f"the model has no default chat template, only {', '.join(self._sources)}"
+            )
+        with self._lock:  # the allowance of the environment is for one rendering at a time
+            return self._run(name, values)
+
+    def _run(self, name: str, values: Mapping[str, Any]) -> str:
+        from jinja2 import TemplateSyntaxError, UndefinedError
+        from jinja2.exceptions import SecurityError
+
+        from tokenmill.models.template_sandbox import TemplateLimitError, TemplateRefusedError
+
+        try:
+            return self._template(name).render(values)
+        except TemplateRefusedError as error:
+            raise UsageError(f"the chat template refuses the messages: {error}") from error
+        except TemplateSyntaxError as error:
+            raise ModelFileError(
+                f"the chat template is broken at line {error.lineno}: {error}"
+            ) from error
+        except (TemplateLimitError, SecurityError, RecursionError, MemoryError) as error:
+            raise ModelFileError(f"the chat template was stopped: {error}") from error
+        except UndefinedError as error:
+            raise UsageError(f"the chat template misses something: {error}") from error
+        except Exception as error:  # a template can raise whatever Python can
+            raise UsageError(
+                f"the chat template cannot render these messages: {type(error).__name__}: {error}"
+            ) from error
+
+    def _template(self, name: str) -> "Template":
+        from tokenmill.models.template_sandbox import ChatEnvironment
+
+        if self._environment is None:
+            self._environment = ChatEnvironment()
+        self._environment.begin()
+        if name not in self._compiled:
+            self._compiled[name] = self._environment.from_string(self._sources[name])
+        return self._compiled[name]
+
+
+def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as plain JSON values, content parts joined to one text.
+
+    Raises UsageError that names the message which is wrong.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise UsageError(f"messages is {_kind(messages)}, but must be a list of messages")
+    if not messages:
+        raise UsageError("messages is empty: give at least one message")
+    return [_check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _check_message(message: Message, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise UsageError(
+            f"{where} is {_kind(message)}, but must be an object with role and content"
+        )
+    plain: dict[str, Any] = _plain(message, where)
+    role = plain.get("role")
+    if role not in ROLES:
+        raise UsageError(f"{where}: role is {role!r}, but must be one of {', '.join(ROLES)}")
+    content = plain.get("content")
+    if isinstance(content, list):
+        plain["content"] = "\n".join(
+            _text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)
+        )
+    elif content is None and not plain.get("tool_calls"):
+        raise UsageError(f"{where}: content is missing")
+    elif not isinstance(content, str | None):
+        raise UsageError(
+            f"{where}: content is {_kind(content)}, but must be a text or a list of parts"
+        )
+    return plain
+
+
+def _text_part(part: object, where: str) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    found = part.get("type") if isinstance(part, dict) else _kind(part)
+    raise UsageError(f"{where}: part {found!r} is not supported, only 'text' parts with a text")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy made of JSON values alone, so that a template meets no object with methods."""
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    if isinstance(value, Mapping):
+        return {_key(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise UsageError(f"{where} is {_kind(value)}, but must be a JSON value")
+
+
+def _key(key: object, where: str) -> str:
+    if type(key) is not str:
+        raise UsageError(f"{where} has key {key!r}, but keys must be texts")
+    return key
+
+
+def _kind(value: object) -> str:
+    return f"of type {type(value).__name__}"

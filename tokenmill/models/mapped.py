@@ -1,0 +1,59 @@
+"""Tensors that lie in mapped files: what a file says of them, and their bytes."""
+
+import mmap
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenmill.errors import ModelFileError, ModelNotFoundError
+
+U8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """What a file says of one tensor: `shape` [N, K] or [K], and how its weights are encoded."""
+
+    shape: tuple[int, ...]
+    encoding: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedTensor:
+    """A tensor as it lies in its file: `data` [N, bytes a row] (a vector: [1, bytes])."""
+
+    name: str
+    info: TensorInfo
+    data: U8Array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MappedTensor:
+    """A tensor and where it lies in its file."""
+
+    info: TensorInfo
+    file_bytes: U8Array
+    start: int
+
+    def read(self, name: str) -> EncodedTensor:
+        """The tensor under a name; its data is a view of the file."""
+        data = self.file_bytes[self.start : self.start + self.info.size_bytes]
+        num_rows = prod(self.info.shape[:-1])
+        return EncodedTensor(name=name, info=self.info, data=data.reshape(num_rows, -1))
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a whole file for reading."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{path}: no such file; fetch the model again") from None
+    except ValueError:
+        raise ModelFileError(f"{path}: is empty; fetch the file again") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error

