@@ -214,19 +214,7 @@ class LLM:
 def _load(config: EngineConfig, progress: "Progress | None") -> "LoadedModel":
     from tokenmill.models.loader import load_model
 
-    return load_model(
-        config.model,
-        quantization=config.quantization,
-        activations=config.activations,
-        kv_cache=config.kv_cache,
-        threads=config.threads,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
-        offline=config.offline,
-        progress=progress,
-    )
+    return load_model(config, progress=progress)
 
 
 def _put(

@@ -68,6 +68,19 @@ def load_weights(
     return _load(checkpoint, list(names_and_shapes), quantization, progress or SilentProgress())
 
 
+def target_formats(
+    checkpoint: Checkpoint, names_and_shapes: Mapping[str, tuple[int, ...]], quantization: str
+) -> dict[str, str]:
+    """The format that each matrix will get, without reading it. Raises as `load_weights` does."""
+    for name, shape in names_and_shapes.items():
+        _check_tensor(checkpoint, name, shape)
+    return {
+        name: _target(name, checkpoint.tensors[name], quantization)
+        for name, shape in names_and_shapes.items()
+        if len(shape) == 2
+    }
+
+
 def _load(
     checkpoint: Checkpoint, names: list[str], quantization: str, progress: Progress
 ) -> Iterator[LoadedWeight]:

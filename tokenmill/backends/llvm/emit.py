@@ -324,7 +324,9 @@ class Function:
             raise TypeError(f"shuffle of {a.type} and {b.type}")
         mask = ", ".join(f"i32 {i}" for i in indices)
         kind = vector(element_of(a.type), len(indices))
-        text = f"shufflevector {a.type} {a.text}, {b.type} {b.text}, <{len(indices)} x i32> <{mask}>"
+        text = (
+            f"shufflevector {a.type} {a.text}, {b.type} {b.text}, <{len(indices)} x i32> <{mask}>"
+        )
         return self.op(kind, text)
 
     def extract(self, value: Value, lane: int) -> Value:

@@ -172,9 +172,7 @@ def _round_int8(scope: Scope, name: str, values: Pair, row: Value, pair: Value) 
     f.store(total * -128, row.at(record.starts).at(pair * 4))
 
 
-def _write_cache(
-    scope: Scope, node: Node, made: dict[str, Pair], row: Value, pair: Value
-) -> None:
+def _write_cache(scope: Scope, node: Node, made: dict[str, Pair], row: Value, pair: Value) -> None:
     """Store what this part of the node made: keys or values of one token."""
     keys, values = node.operands[:2]
     head_dim, to = node.integer("head_dim"), node.string("to")

@@ -84,9 +84,7 @@ class _Lowering:
         self.counts = {"T": options.max_tokens, "R": options.max_rows}
         self.arena_bytes = 0
         self.num_layers = sum(len(layer_bodies(n)) for n in _repeats(graph.main))
-        self.writes = [
-            n for f in graph.functions for n in walk(f.nodes) if n.op == "kv_write"
-        ]
+        self.writes = [n for f in graph.functions for n in walk(f.nodes) if n.op == "kv_write"]
 
     def run(self) -> Program:
         main = self.graph.main
@@ -106,7 +104,7 @@ class _Lowering:
             entries=tuple(self.entries(main)),
             arena_bytes=self.arena_bytes,
             logits=buffers[main.returns[0]],
-            num_caches=self.num_layers + 1,
+            num_caches=self.num_layers + any(n.op == "kv_write" for n in walk(main.nodes)),
             num_counters=(self.num_layers + 1) * self.max_attentions(),
             cache=cache_type,
             cache_dtype=cache_dtype,
@@ -142,9 +140,7 @@ class _Lowering:
 
     # -- functions
 
-    def lower_bodies(
-        self, main: GraphFunction, buffers: dict[str, Buffer]
-    ) -> dict[str, Function]:
+    def lower_bodies(self, main: GraphFunction, buffers: dict[str, Buffer]) -> dict[str, Function]:
         """One native function a body; bodies share the arena beyond main's part."""
         lowered: dict[str, Function] = {}
         start = self.arena_bytes
@@ -333,9 +329,7 @@ def _stored_heads(function: GraphFunction) -> dict[str, RowOrder]:
 def _write_of(function: GraphFunction, node: Node) -> Node:
     """The kv_write whose cache an attention reads."""
     kv = next(leaf for leaf in node.leaves if leaf.op == "attention").operands[1]
-    return next(
-        n for n in walk(function.nodes) if n.op == "kv_write" and n.result.name == kv
-    )
+    return next(n for n in walk(function.nodes) if n.op == "kv_write" and n.result.name == kv)
 
 
 def _takes_over(shapes: dict[str, Buffer], node: Node) -> Iterator[tuple[str, str]]:

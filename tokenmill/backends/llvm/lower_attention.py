@@ -134,9 +134,7 @@ class _Attention:
             source = plain.at(head * (sizes.head_dim * element))
             target = self.queries.at(head * (sizes.stored * element))
             for stored, d in enumerate(stored_dims(sizes.head_dim, is_turned=True)):
-                value = (
-                    f.load(kind, source.at(int(d) * element)) if d >= 0 else f.const(kind, 0)
-                )
+                value = f.load(kind, source.at(int(d) * element)) if d >= 0 else f.const(kind, 0)
                 f.store(value, target.at(stored * element))
 
     # -- one chunk

@@ -42,7 +42,9 @@ def segments_of(node: Node, orders: dict[str, RowOrder]) -> list[Segment]:
         reached = _reached(linear, leaves)
         met = [p for p in parts if p[1] & reached]
         parts = [p for p in parts if not p[1] & reached]
-        parts.append(([n for p in met for n in p[0]] + [linear], reached.union(*(p[1] for p in met))))
+        parts.append(
+            ([n for p in met for n in p[0]] + [linear], reached.union(*(p[1] for p in met)))
+        )
     return [_segment(members, reached, leaves, visible, orders) for members, reached in parts]
 
 

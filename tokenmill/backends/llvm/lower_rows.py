@@ -123,8 +123,8 @@ def lower_norm(scope: Scope, node: Node) -> None:
         total = f.variable(F32, 0.0)
         pairs = pairs_of(scope.buffers[source])
         with f.loop(0, pairs) as pair:
-            for x in load_value(scope, source, t, pair):
-                total.set(lanes.fma(x, x, total.get()))
+            for vector in load_value(scope, source, t, pair):
+                total.set(lanes.fma(vector, vector, total.get()))
         mean = lanes.tree(total.get()) / float(size)
         root = f.overloaded("sqrt", mean + norm.real("eps"))
         scale = lanes.splat(f.const("float", 1.0) / root)
@@ -173,8 +173,9 @@ def lower_rope(scope: Scope, node: Node) -> None:
         angles = table.at(f.widen(scope.element("positions", t)) * (2 * half_bytes))
         with f.loop(0, heads) as head, f.loop(0, half) as d:
             low_at = head * (4 * head_dim) + d * 4
-            low, high = f.load("float", source.at(low_at)), f.load(
-                "float", source.at(low_at).at(4 * half)
+            low, high = (
+                f.load("float", source.at(low_at)),
+                f.load("float", source.at(low_at).at(4 * half)),
             )
             cos = f.load("float", angles.at(d * 4))
             sin = f.load("float", angles.at(half_bytes).at(d * 4))

@@ -1,7 +1,5 @@
 """A compiled model on this machine's processor: posts steps to native workers."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 
@@ -81,9 +79,8 @@ class LlvmModel:
         self._fill_context(program)
 
     def _pool_bytes(self, program: Program) -> int:
-        heads, head_dim = (int(d) for d in program.cache.shape)
-        block = heads * head_bytes(head_dim, program.cache_dtype)
-        return program.num_caches * self._limits.blocks * block
+        """Bytes of the keys of all blocks; those of the values are as many."""
+        return self._limits.blocks * kv_block_bytes(program) // 2
 
     def _angle_tables(self, program: Program) -> dict[tuple[int, float], npt.NDArray[np.float32]]:
         positions = self._limits.blocks_per_sequence * BLOCK_SIZE
@@ -170,7 +167,9 @@ class LlvmModel:
         tokens: I32Array | None = None
         if step.sampling is not None:
             tokens = self._sampled[:count].copy()
-        return StepOutput(tokens=tokens, logits=self._read_logits(count) if step.want_logits else None)
+        return StepOutput(
+            tokens=tokens, logits=self._read_logits(count) if step.want_logits else None
+        )
 
     def _read_logits(self, count: int) -> F32Array:
         width = self._logits.stride // 4
@@ -184,6 +183,12 @@ class LlvmModel:
         self._workers.close()
         for arena in (self._arena, self._keys, self._values, self._weights):
             arena.close()
+
+
+def kv_block_bytes(program: Program) -> int:
+    """Bytes that one block takes in all layers, keys and values."""
+    heads, head_dim = (int(d) for d in program.cache.shape)
+    return 2 * program.num_caches * heads * head_bytes(head_dim, program.cache_dtype)
 
 
 def _packed(array: AnyArray, dtype: npt.DTypeLike) -> AnyArray:

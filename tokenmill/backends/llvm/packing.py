@@ -18,7 +18,7 @@ Within a chunk the layout depends on the dot (lane l is output row l of the bloc
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,7 @@ class Packing:
     format: str
     dot: str
     chunk_bytes: int
-    pack: Callable[[Array], ByteArray]
+    pack: Callable[[Array], ByteArray] = field(repr=False)
 
     @property
     def planes(self) -> int:
@@ -83,7 +83,7 @@ def _pack_q4_pairs(quants: Array) -> ByteArray:
 
 def _pack_q4_quads(quants: Array) -> ByteArray:
     turned = quants.swapaxes(1, 2)
-    return _bytes(turned[..., :4] | (turned[..., 4:] << 4), 64)
+    return _bytes(turned[..., :4] | np.left_shift(turned[..., 4:], 4, dtype=np.uint8), 64)
 
 
 def _pack_q8_planes(quants: Array) -> ByteArray:

@@ -14,7 +14,7 @@ from tokenmill.backends.llvm.lower import Options, Program, WeightEntry, lower
 from tokenmill.backends.llvm.objects import ObjectCache, cache_key
 from tokenmill.backends.llvm.packing import PACKINGS, RowOrder
 from tokenmill.backends.llvm.scope import Buffer, Slot
-from tokenmill.backends.llvm.tiles import Tile, WIDE_ROWS, emit_tile
+from tokenmill.backends.llvm.tiles import WIDE_ROWS, Tile, emit_tile
 from tokenmill.ir.graph import Graph, Type
 from tokenmill.ir.text import print_graph
 from tokenmill.passes.pipeline import SPMD_PASSES, numeric_passes, run_passes
@@ -31,7 +31,9 @@ class Numerics:
 class CompiledProgram:
     """A program with its code: the step, and tile kernels as they are asked for."""
 
-    def __init__(self, program: Program, step: LoadedObject, options: Options, objects: ObjectCache):
+    def __init__(
+        self, program: Program, step: LoadedObject, options: Options, objects: ObjectCache
+    ):
         self.program = program
         self.options = options
         self._step = step
@@ -94,9 +96,7 @@ def compile_program(
 
 def optimize(graph: Graph, formats: Mapping[str, str], numerics: Numerics) -> Graph:
     """All passes of this backend."""
-    passes = numeric_passes(
-        formats=formats, activations=numerics.activations, cache=numerics.cache
-    )
+    passes = numeric_passes(formats=formats, activations=numerics.activations, cache=numerics.cache)
     return run_passes(graph, (*passes, *SPMD_PASSES))
 
 

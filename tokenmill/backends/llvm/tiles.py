@@ -215,8 +215,8 @@ class _TileBody:
         places = [b.at(header).at(group * (CHUNKS * chunk_bytes)) for b in self.blocks]
         xs = [r.at(group * (GROUP * ELEMENT_BYTES[self.tile.dot])) for r in self.row_starts]
         if self.rows <= 2:
-            for chunk in range(CHUNKS):
-                self.chunk_dots(dots, places, xs, self.f.const("i64", chunk))
+            for index in range(CHUNKS):
+                self.chunk_dots(dots, places, xs, self.f.const("i64", index))
         else:
             with self.f.loop(0, CHUNKS) as chunk:
                 self.chunk_dots(dots, places, xs, chunk)
@@ -254,8 +254,8 @@ class _TileBody:
                 value = f.cast("sitofp", value, "float")
                 x_scale = lanes.splat(f.load("float", start.at(self.record.scales).at(group * 4)))
                 row_scale = x_scale if scale is None else scale * x_scale
-            total = acc.get() + value if row_scale is None else lanes.fma(
-                row_scale, value, acc.get()
+            total = (
+                acc.get() + value if row_scale is None else lanes.fma(row_scale, value, acc.get())
             )
             if minimum is not None:
                 x_sum = lanes.splat(f.load("float", start.at(self.record.sums).at(group * 4)))

@@ -38,6 +38,10 @@ class PackedWeights:
                 top += round_up(packed_bytes(entry.slot, shapes[entry.name]), _ALIGN)
         return PackedWeights(offsets=offsets, size_bytes=top)
 
+    def layout(self) -> str:
+        """Says what lies where; two plans of equal layout can share packed weights."""
+        return repr(sorted((offset, name, slot) for (name, slot), offset in self.offsets.items()))
+
     def pack(self, arena: Arena, name: str, weight: Weight) -> None:
         """Pack a weight into every place that it has; one that has none is ignored."""
         for (wanted, slot), offset in self.offsets.items():

@@ -1,24 +1,30 @@
 """Runs a graph in NumPy, node by node, whichever passes it has been through.
 
-What a node computes is the `reference` of its row in `ir/ops.py`; here is only what gets where.
+What a node computes is the `reference` of its row in `ir/ops.py`; here is only what goes where.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from tokenmill.ir.formats import Weight
-from tokenmill.ir.graph import Function, Graph, Node, Type, layer_bodies, layer_weight, walk
+from tokenmill.ir.graph import Function, Graph, Node, layer_bodies, layer_weight, walk
 from tokenmill.ir.numerics import Cache
 from tokenmill.ir.ops import OPS
+
+FullName = Callable[[str], str]
+"""From the name of a weight or of a cache in a function to its name in the whole model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpreter:
-    """A graph with its weights by full name, and its caches by the full name of their kv value.
+    """A graph, its weights, and a cache for each kv_write, both by full name.
 
-    Activations are float32 arrays, rounded ones too; handles are whatever the references take:
+    Activations are float32 arrays, rounded ones too. Handles are what the references take:
     `numerics.Place`, `sampling.Sampling` or None, and the caches themselves.
     """
 
@@ -26,38 +32,60 @@ class Interpreter:
     weights: Mapping[str, Weight]
     caches: Mapping[str, Cache]
 
-    def run(self, inputs: Mapping[str, object]) -> dict[str, object]:
-        """The values that `main` returns, by name, for its parameters by name."""
-        main = self.graph.main
-        known = {w.name: self.weights[w.name[1:]] for w in main.weights} | dict(inputs)
-        caches = {name: self.caches[name[1:]] for name in _kv_names(main) if name}
-        self._run_nodes(main.nodes, known, caches)
-        return {name: known[name] for name in main.returns}
+    def run(self, inputs: Mapping[str, object]) -> list[Any]:
+        """The values that `main` returns; `inputs` are its parameters by name."""
+        return self._call(self.graph.main, inputs, _main_name)
 
-    def _run_nodes(
-        self, nodes: tuple[Node, ...], known: dict[str, object], caches: Mapping[str, Cache]
-    ) -> None:
-        for node in nodes:
-            if node.op == "fused":
-                self._run_nodes(node.body, known, caches)
-            elif node.op == "repeat":
-                known[node.result.name] = self._repeat(node, [known[o] for o in node.operands])
+    def _call(
+        self, function: Function, inputs: Mapping[str, object], full_name: FullName
+    ) -> list[Any]:
+        known = dict(inputs)
+        known.update((w.name, self.weights[full_name(w.name)]) for w in function.weights)
+        for node in chain.from_iterable(n.leaves for n in function.nodes):
+            operands = [known[name] for name in node.operands]
+            if node.op == "repeat":
+                known[node.result.name] = self._repeat(node, operands)
             elif node.op != "barrier":
-                operands = [known[o] for o in node.operands]
                 if node.op == "kv_write":
-                    operands.append(caches[node.result.name])
+                    operands.append(self.caches[full_name(node.result.name)])
                 known[node.result.name] = OPS[node.op].reference(*operands, **dict(node.attrs))
+        return [known[name] for name in function.returns]
 
-    def _repeat(self, node: Node, operands: list[object]) -> object:
-        """Run the layers; each takes the result of the one before as its first operand."""
+    def _repeat(self, repeat: Node, operands: list[object]) -> object:
+        """Run the layers, each on the result of the one before."""
         x, *others = operands
-        for index, name in enumerate(layer_bodies(node)):
+        for index, name in enumerate(layer_bodies(repeat)):
             body = self.graph.function(name)
-            names = [v.name for v in body.params]
-            known: dict[str, object] = dict(zip(names, [x, *others], strict=True))
-            for weight in body.weights:
-                known[weight.name] = self.weights[layer_weight(node, index, weight.name)]
-            kv_names = {n: layer_weight(node, index, n) for n in _kv_names(body)}
-            self._run_nodes(body.nodes, known, {n: self.caches[f] for n, f in kv_names.items()})
-            x = known[body.returns[0]]
+            names = [p.name for p in body.params]
+            inputs = dict(zip(names, [x, *others], strict=True))
+            [x] = self._call(body, inputs, partial(_layer_name, repeat, index))
         return x
+
+
+def make_caches(graph: Graph, *, num_blocks: int, block_size: int) -> dict[str, Cache]:
+    """An empty cache for every kv_write of the model, by full name."""
+    caches = {}
+    for function, full_name in _calls(graph):
+        for node in walk(function.nodes):
+            if node.op == "kv_write":
+                shape = (num_blocks, block_size, *map(int, node.result.type.shape))
+                keys, values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+                caches[full_name(node.result.name)] = Cache(keys=keys, values=values)
+    return caches
+
+
+def _calls(graph: Graph) -> Iterator[tuple[Function, FullName]]:
+    """Every function as often as a step runs it."""
+    yield graph.main, _main_name
+    for node in graph.main.nodes:
+        if node.op == "repeat":
+            for index, name in enumerate(layer_bodies(node)):
+                yield graph.function(name), partial(_layer_name, node, index)
+
+
+def _main_name(name: str) -> str:
+    return name[1:]
+
+
+def _layer_name(repeat: Node, index: int, name: str) -> str:
+    return layer_weight(repeat, index, name[1:])

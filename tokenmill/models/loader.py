@@ -1,0 +1,161 @@
+"""From a model's name to a compiled model: fetch, read, build the graph, compile, pack.
+
+The slow parts (compiling, packing) are kept on disk, so that a second start only reads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits
+from tokenmill.backends.llvm.lower import Options, Program
+from tokenmill.backends.llvm.memory import Arena, memory_available_bytes
+from tokenmill.backends.llvm.model import LlvmModel, kv_block_bytes
+from tokenmill.backends.llvm.objects import ObjectCache, cache_key
+from tokenmill.backends.llvm.program import CompiledProgram, Numerics, compile_program
+from tokenmill.backends.llvm.target import pick_row
+from tokenmill.backends.llvm.weights import PackedWeights
+from tokenmill.backends.llvm.workers import num_usable_threads
+from tokenmill.config import EngineConfig
+from tokenmill.errors import CapacityError, UsageError
+from tokenmill.models.chat import ChatTemplate
+from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
+from tokenmill.models.config import ModelConfig
+from tokenmill.models.home import format_bytes, make_dir, objects_dir, packed_dir
+from tokenmill.models.progress import Progress, SilentProgress
+from tokenmill.models.registry import build_graph
+from tokenmill.models.sources import fetch
+from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
+
+_KV_SHARE = 0.3
+"""Part of the free memory that the KV pool takes if nobody says how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """What the engine needs of a model."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    compiled: CompiledModel
+
+
+def load_model(options: EngineConfig, *, progress: Progress | None = None) -> LoadedModel:
+    """Load and compile a model. Raises the TokenmillError that says why it cannot be done."""
+    progress = progress or SilentProgress()
+    local = fetch(options.model, progress=progress, offline=options.offline)
+    checkpoint = open_checkpoint(local.path)
+    tokenizer = _load_tokenizer(checkpoint)
+    compiled = _compile(checkpoint, tokenizer, options, progress)
+    template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
+    return LoadedModel(
+        config=checkpoint.config, tokenizer=tokenizer, chat_template=template, compiled=compiled
+    )
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.tokenizer_metadata is None:
+        from tokenmill.models.tokenizer import load_tokenizer
+
+        return load_tokenizer(checkpoint.path)
+    from tokenmill.models.gguf_tokenizer import load_gguf_tokenizer
+
+    cache = make_dir(packed_dir()) / f"{checkpoint.fingerprint()}.tokenizer.json"
+    return load_gguf_tokenizer(checkpoint.tokenizer_metadata, cache)
+
+
+def _compile(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, options: EngineConfig, progress: Progress
+) -> CompiledModel:
+    graph = build_graph(checkpoint.config)
+    shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
+    formats = target_formats(checkpoint, shapes, options.quantization)
+    cache = options.kv_cache
+    if cache == "auto":
+        cache = "f32" if options.activations == "f32" else "bf16"
+    target = Options(
+        row=pick_row(),
+        activations=options.activations,
+        max_tokens=options.max_num_batched_tokens,
+        max_rows=options.max_num_seqs,
+    )
+    numerics = Numerics(activations=options.activations, cache=cache)
+    program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
+    packed = PackedWeights.plan(program.program, shapes)
+    weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
+    limits = _limits(checkpoint.config, tokenizer, program.program, options)
+    threads = options.threads or num_usable_threads()
+    return LlvmModel(program, packed, weights, limits=limits, threads=threads)
+
+
+def _packed_weights(
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, ...]],
+    packed: PackedWeights,
+    program: CompiledProgram,
+    options: EngineConfig,
+    progress: Progress,
+) -> Arena:
+    """The weights as the program wants them: from an earlier start, or packed now."""
+    store = ObjectCache(packed_dir())
+    identity = (checkpoint.fingerprint(), options.quantization, packed.layout())
+    key = cache_key("weights", *identity, row=program.options.row)
+    arena = Arena(packed.size_bytes)
+    whole = arena.buffer(0, packed.size_bytes)
+    if store.read_into(key, lambda size: whole if size == len(whole) else memoryview(b"")):
+        return arena
+    report = _RoundingReport()
+    for loaded in load_weights(checkpoint, shapes, options.quantization, progress):
+        packed.pack(arena, loaded.name, loaded.weight)
+        report.add(loaded)
+    report.tell(progress)
+    store.put_stream(key, [whole])
+    return arena
+
+
+@dataclass
+class _RoundingReport:
+    """The largest error of each kind of requantisation."""
+
+    worst: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def add(self, loaded: LoadedWeight) -> None:
+        if loaded.relative_error > 0:
+            kind = (loaded.source_encoding, loaded.weight.format)
+            self.worst[kind] = max(self.worst.get(kind, 0.0), loaded.relative_error)
+
+    def tell(self, progress: Progress) -> None:
+        for (source, target), error in self.worst.items():
+            progress.note(f"{source} weights became {target}: relative error up to {error:.2%}")
+
+
+def _limits(
+    config: ModelConfig, tokenizer: Tokenizer, program: Program, options: EngineConfig
+) -> StepLimits:
+    """How large a step may be, and how many blocks of KV cache there is room for."""
+    length = options.max_model_len or config.context_length
+    if length > config.context_length:
+        raise UsageError(
+            f"max_model_len is {length}, but the model was made for {config.context_length} tokens"
+        )
+    per_sequence = -(-length // BLOCK_SIZE)
+    wanted = per_sequence * options.max_num_seqs
+    block_bytes = kv_block_bytes(program)
+    room = options.kv_cache_memory_bytes or int(memory_available_bytes() * _KV_SHARE)
+    blocks = min(wanted, room // block_bytes)
+    if blocks < 1:
+        raise CapacityError(
+            f"a block of {BLOCK_SIZE} tokens of KV cache takes {format_bytes(block_bytes)}, and "
+            f"{format_bytes(room)} are there for it: raise kv_cache_memory_bytes, or choose a "
+            "smaller model"
+        )
+    return StepLimits(
+        tokens=options.max_num_batched_tokens,
+        sequences=options.max_num_seqs,
+        rows=options.max_num_seqs,
+        blocks=blocks,
+        blocks_per_sequence=per_sequence,
+        slots=options.max_num_seqs,
+        vocab_size=min(config.vocab_size, tokenizer.vocab_size),
+    )
