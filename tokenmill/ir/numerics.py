@@ -65,7 +65,7 @@ def round_to(x: F32Array, *, to: str) -> F32Array:
         return x.astype(ml_dtypes.bfloat16).astype(np.float32)
     k = x.shape[-1]
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -k % GROUP)])
-    groups = padded.reshape(*x.shape[:-1], -1, GROUP)
+    groups = padded.reshape(*x.shape[:-1], padded.shape[-1] // GROUP, GROUP)
     largest = np.abs(groups).max(axis=-1, keepdims=True)
     zero = np.zeros_like(largest)
     inverse = np.divide(np.float32(127), largest, out=zero, where=largest > _SMALLEST_GROUP)

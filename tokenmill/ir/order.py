@@ -39,10 +39,11 @@ def tree_sum(lanes: F32Array) -> F32Array:
 
 def lane_sum(values: F32Array) -> F32Array:
     """Sum the last axis: lane by lane ascending, then the tree. Short ends count as zero."""
-    short = -values.shape[-1] % LANES
+    count = -(-values.shape[-1] // LANES)
+    short = count * LANES - values.shape[-1]
     padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, short)])
-    vectors = padded.reshape(*values.shape[:-1], -1, LANES)
-    lanes = np.zeros_like(vectors[..., 0, :])
-    for i in range(vectors.shape[-2]):
+    vectors = padded.reshape(*values.shape[:-1], count, LANES)
+    lanes = np.zeros((*values.shape[:-1], LANES), np.float32)
+    for i in range(count):
         lanes = lanes + vectors[..., i, :]
     return tree_sum(lanes)

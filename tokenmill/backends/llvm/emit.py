@@ -282,6 +282,11 @@ class Function:
         align = align or size_of(element_of(value.type))
         self.line(f"store {value.type} {value.text}, ptr {pointer.text}, align {align}")
 
+    def prefetch(self, pointer: Value) -> None:
+        """Ask for a cache line, into the second level."""
+        hints = [self.const("i32", hint) for hint in (0, 2, 1)]  # read, second level, data
+        self.intrinsic("llvm.prefetch.p0", "void", pointer, *hints)
+
     def atomic_add(self, pointer: Value, amount: Value) -> Value:
         """Add and return the old value; relaxed, for handing out work items."""
         text = f"atomicrmw add ptr {pointer.text}, {amount.type} {amount.text} monotonic"
@@ -377,7 +382,7 @@ class Function:
         self._lines.append(f"{name}:")
 
     @contextmanager
-    def loop(self, start: Operand, stop: Value | int, step: int = 1) -> Iterator[Value]:
+    def loop(self, start: Operand, stop: Value | int, step: Value | int = 1) -> Iterator[Value]:
         """`for i in range(start, stop, step)`, i an i64; the body may be empty of iterations."""
         tag = self.fresh("loop")
         end = self.widen(stop)

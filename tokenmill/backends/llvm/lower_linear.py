@@ -151,9 +151,11 @@ class LinearLowering:
     @contextmanager
     def row_tiles(self) -> "Iterator[tuple[Value, Value]]":
         """Loop over tiles of rows: the first row and how many."""
-        with self.f.loop(0, self.total, MAX_ROWS) as first:
+        count = clamp(self.f, (self.total + (MAX_ROWS - 1)) // MAX_ROWS, 1, self.total + 1)
+        size = (self.total + (count - 1)) // count  # rows_per_tile
+        with self.f.loop(0, self.total, size) as first:
             left = self.total - first
-            yield first, self.f.select(left.compare("slt", MAX_ROWS), left, MAX_ROWS)
+            yield first, self.f.select(left.compare("slt", size), left, size)
 
     def can_join(self, segment: Segment) -> bool:
         """Two linears of one format can share a tile of two pairs."""

@@ -17,7 +17,7 @@ from tokenmill.backends.llvm.lower import Program
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import round_up
 from tokenmill.backends.llvm.program import CompiledProgram
-from tokenmill.backends.llvm.tiles import MAX_ROWS
+from tokenmill.backends.llvm.tiles import MAX_ROWS, rows_per_tile
 from tokenmill.backends.llvm.weights import PackedWeights, angle_table
 from tokenmill.backends.llvm.workers import Workers
 from tokenmill.ir.order import LANES
@@ -113,7 +113,8 @@ class LlvmModel:
 
     def prepare(self, tokens: int) -> None:
         """Have the tile kernels ready that a step of so many tokens needs."""
-        wanted = {tokens % MAX_ROWS, MAX_ROWS if tokens >= MAX_ROWS else 0} - {0}
+        size = rows_per_tile(tokens)
+        wanted = {size, (tokens - 1) % size + 1}
         for rows in wanted - self._ready_tiles:
             for kind, address in self._compiled.tile_addresses(rows).items():
                 self._tiles[kind, rows - 1] = address
@@ -122,8 +123,8 @@ class LlvmModel:
     def post(self, step: StepInput) -> None:
         assert self._posted is None, "a step is in flight already"
         self._check(step)
-        self.prepare(len(step.tokens))
-        self.prepare(len(step.rows))
+        for count in {len(step.tokens), len(step.rows)} - {0}:
+            self.prepare(count)
         self._counters[:] = 0
         self._set_step(step)
         self._posted = step

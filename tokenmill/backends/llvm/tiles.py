@@ -19,6 +19,13 @@ SLOTS = 4
 ROW_BYTES = SLOTS * LANES * 4
 MAX_ROWS = 12
 """Rows of the largest tile; it serves one pair."""
+
+
+def rows_per_tile(total: int) -> int:
+    """Cut `total` rows into as few tiles as can be, all but the last of one size."""
+    return -(-total // -(-total // MAX_ROWS))
+
+
 WIDE_ROWS = 4
 """Up to so many rows a tile serves two pairs, which keeps more loads in flight."""
 
@@ -214,6 +221,7 @@ class _TileBody:
         header = self.tile.packing.header_bytes(self.tile.groups)
         places = [b.at(header).at(group * (CHUNKS * chunk_bytes)) for b in self.blocks]
         xs = [r.at(group * (GROUP * ELEMENT_BYTES[self.tile.dot])) for r in self.row_starts]
+        self.prefetch(group)
         if self.rows <= 2:
             for index in range(CHUNKS):
                 self.chunk_dots(dots, places, xs, self.f.const("i64", index))
@@ -221,6 +229,17 @@ class _TileBody:
             with self.f.loop(0, CHUNKS) as chunk:
                 self.chunk_dots(dots, places, xs, chunk)
         return dots
+
+    def prefetch(self, group: Value) -> None:
+        """Bring the same group of the blocks that come next into the second-level cache."""
+        packing = self.tile.packing
+        ahead = packing.block_bytes(self.tile.groups) * len(self.blocks)
+        group_bytes = CHUNKS * packing.chunk_bytes
+        for block in self.blocks:
+            self.f.prefetch(block.at(ahead).at(group * (LANES * 2 * packing.planes)))
+            quants = block.at(ahead + packing.header_bytes(self.tile.groups))
+            for line in range(0, group_bytes, 64):
+                self.f.prefetch(quants.at(group * group_bytes).at(line))
 
     def first_dot(self, group: Value, row: Value) -> Value:
         if (self.tile.format, self.tile.dot) == ("q8", "int8"):
