@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 I32Array = npt.NDArray[np.int32]
 I64Array = npt.NDArray[np.int64]
+U32Array = npt.NDArray[np.uint32]
 U64Array = npt.NDArray[np.uint64]
 F32Array = npt.NDArray[np.float32]
 
@@ -25,11 +26,11 @@ class SampleInput:
     """How each of the R rows is sampled; every field is an array of R unless said otherwise.
 
     A row whose `temperature` is 0 is greedy (lowest token id wins a tie). Filters apply in this
-    order: repetition, frequency and presence penalties, temperature, min_p, top_k, top_p.
-    The random number of a row depends on (seed, position) alone.
+    order: mask, bias, repetition, frequency and presence penalties, temperature, min_p, top_k,
+    top_p. The random number of a row depends on (seed, position) alone.
     """
 
-    slots: I32Array  # native slot that receives the sampled token
+    slots: I32Array  # native slot that receives the sampled token; -1: none
     temperature: F32Array
     top_k: I32Array  # 0: off
     top_p: F32Array  # 1: off
@@ -42,6 +43,33 @@ class SampleInput:
     history_starts: I32Array  # [R + 1]: row r owns history entries [starts[r], starts[r + 1])
     history_ids: I32Array  # [H] distinct token ids within a row
     history_counts: I32Array  # [H] times the id occurs in the output; 0: in the prompt only
+    biases: "BiasInput | None" = None
+    masks: "MaskInput | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasInput:
+    """What is added to single logits before anything else; -inf forbids a token."""
+
+    starts: I32Array  # [R + 1]: row r owns entries [starts[r], starts[r + 1])
+    ids: I32Array  # distinct token ids within a row
+    values: F32Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskInput:
+    """Which tokens may be sampled at all: M bit masks, each for as many rows as name it."""
+
+    rows: I32Array  # [R] row of `words`; -1: everything is allowed
+    words: U32Array  # [M, ceil(vocab_size / 32)]; bit i % 32 of word i // 32 allows id i
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogprobInput:
+    """Whose log probabilities are wanted, of every row, from the logits as the model gave them."""
+
+    targets: I32Array  # [R] token whose log probability is wanted; -1: the one sampled
+    top: int  # how many of the most likely tokens too; at most limits.logprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +86,28 @@ class StepInput:
     block_tables: I32Array  # [S, B] block ids; unused entries are 0
     rows: I32Array  # [R] ascending indices into tokens
     sampling: SampleInput | None  # None: forward only, nothing is sampled
+    logprobs: LogprobInput | None = None
+    copies: I32Array | None = None  # [C, 2] (from, to): blocks copied before the step
     want_logits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a step gave: [R] sampled tokens, and [R, vocab_size] logits where they were wanted."""
+    """What a step gave: [R] sampled tokens, and logits and log probabilities where wanted."""
 
     tokens: I32Array | None
-    logits: F32Array | None
+    logits: F32Array | None  # [R, vocab_size]
+    logprobs: "Logprobs | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logprobs:
+    """Log probabilities (natural) of R rows; K = LogprobInput.top."""
+
+    targets: F32Array  # [R]
+    ranks: I32Array  # [R] 1 + how many tokens are more likely than the target
+    top_ids: I32Array  # [R, K], most likely first; ties by id
+    top: F32Array  # [R, K]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +121,7 @@ class StepLimits:
     blocks_per_sequence: int
     slots: int
     vocab_size: int
+    logprobs: int = 20  # most likely tokens that a step can report for a row
 
 
 class CompiledModel(Protocol):

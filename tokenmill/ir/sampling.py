@@ -4,7 +4,7 @@ A row's draw depends on its logits, its parameters and (seed, position), on noth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ class RowSampling:
     position: int
     history_ids: npt.NDArray[np.int32]
     history_counts: npt.NDArray[np.int32]
+    bias_ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    bias_values: F32Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    is_allowed: npt.NDArray[np.bool_] | None = None  # [V]; None: every token is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,14 @@ def uniform(seed: int, position: int) -> np.float32:
     return np.float32((x ^ (x >> 31)) >> 40) * np.float32(2.0**-24)
 
 
+def restrict(logits: F32Array, row: RowSampling) -> F32Array:
+    """Forbid what the mask does not allow, then add the biases."""
+    allowed = row.is_allowed
+    out = logits.copy() if allowed is None else np.where(allowed, logits, np.float32(-np.inf))
+    out[row.bias_ids] += row.bias_values
+    return out
+
+
 def penalize(logits: F32Array, row: RowSampling) -> F32Array:
     """Repetition penalty (Keskar et al. 2019), then OpenAI's frequency and presence ones."""
     out = logits.copy()
@@ -69,7 +80,7 @@ def penalize(logits: F32Array, row: RowSampling) -> F32Array:
 
 def sample_row(logits: F32Array, row: RowSampling) -> int:
     """The token that a row [V] of logits gives."""
-    scores = penalize(logits, row)
+    scores = penalize(restrict(logits, row), row)
     if row.temperature == 0:
         return int(np.argmax(scores))
     scores = scores * (np.float32(1) / np.float32(row.temperature))

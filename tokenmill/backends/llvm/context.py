@@ -49,6 +49,21 @@ FIELDS = (
     "history_starts",
     "history_ids",
     "history_counts",
+    "bias_starts",  # i32[R + 1] ... and those of BiasInput
+    "bias_ids",
+    "bias_values",
+    "mask_rows",  # i32[R]; -1: none
+    "masks",  # u32[M, mask_words]
+    "mask_words",
+    "is_logprobs",  # 1: fill what follows, for each row
+    "logprob_targets",  # i32[R]; -1: the token sampled
+    "logprob_top",  # how many of the most likely tokens
+    "target_logits",  # f32[R]
+    "target_ranks",  # i32[R]
+    "logit_tops",  # f32[R], the largest logit
+    "logit_sums",  # f32[R], sum of exp(logit - largest)
+    "top_ids",  # i32[R, logprob_top]
+    "top_logits",  # f32[R, logprob_top]
 )
 _OFFSETS = {name: 8 * index for index, name in enumerate(FIELDS)}
 

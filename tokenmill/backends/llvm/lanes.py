@@ -65,14 +65,22 @@ class Lanes:
         return f.select(x.compare("olt", -87.0), f.const(x.type, 0.0), value * power)
 
     def tree(self, x: Value, combine: str = "add") -> Value:
-        """All lanes to one scalar by halving (order.tree_sum); `combine` is add or max."""
+        """All lanes to one scalar by halving (order.tree_sum); `combine` is add, max or min.
+
+        max takes floats, min signed integers.
+        """
         lanes = lanes_of(x.type)
         while lanes > 1:
             lanes //= 2
             low = self.f.shuffle(x, x, range(lanes))
             high = self.f.shuffle(x, x, range(lanes, 2 * lanes))
-            x = low + high if combine == "add" else self.maximum(low, high)
+            x = self.combined(low, high, combine)
         return self.f.extract(x, 0)
+
+    def combined(self, low: Value, high: Value, combine: str) -> Value:
+        if combine == "min":
+            return self.f.select(low.compare("slt", high), low, high)
+        return low + high if combine == "add" else self.maximum(low, high)
 
     def absolute(self, x: Value) -> Value:
         return self.f.overloaded("fabs", x)

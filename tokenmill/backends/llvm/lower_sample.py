@@ -18,15 +18,22 @@ _I1 = vector("i1", LANES)
 
 def lower_sample(scope: Scope, node: Node) -> None:
     f = scope.f
-    with f.when(scope.load("is_sampling").compare("ne", 0)), scope.share(scope.load("R")) as row:
+    sample, score = _sample_function(scope), _score_function(scope)
+    with scope.share(scope.load("R")) as row:
         logits = scope.row_address(node.operands[0], row)
-        f.invoke(_sample_function(scope), scope.context, f.widen(f.parameters[1]), row, logits)
+        arguments = (scope.context, f.widen(f.parameters[1]), row, logits)
+        with f.when(scope.load("is_sampling").compare("ne", 0)):
+            f.invoke(sample, *arguments)
+        with f.when(scope.load("is_logprobs").compare("ne", 0)):
+            f.invoke(score, *arguments)
+
+
+_PARAMETERS = (("context", "ptr"), ("thread", "i64"), ("row", "i64"), ("logits", "ptr"))
 
 
 def _sample_function(scope: Scope) -> Function:
     """`sample(context, thread, row, logits)`."""
-    kinds = [("context", "ptr"), ("thread", "i64"), ("row", "i64"), ("logits", "ptr")]
-    f = scope.module.function("sample_row", "void", kinds)
+    f = scope.module.function("sample_row", "void", _PARAMETERS)
     context, thread, row, logits = f.parameters
     inside = scope.within(f, context, scope.weights, scope.layer)
     _Sampler(inside, thread, row, logits).emit()
@@ -34,8 +41,18 @@ def _sample_function(scope: Scope) -> Function:
     return f
 
 
-class _Sampler:
-    """The pieces of the sampler of one row while it is emitted."""
+def _score_function(scope: Scope) -> Function:
+    """`score(context, thread, row, logits)`: what log probabilities are made of."""
+    f = scope.module.function("score_row", "void", _PARAMETERS)
+    context, thread, row, logits = f.parameters
+    inside = scope.within(f, context, scope.weights, scope.layer)
+    _Scorer(inside, thread, row, logits).emit()
+    f.ret()
+    return f
+
+
+class _RowOfLogits:
+    """One row of logits, and a scratch row to work on."""
 
     def __init__(self, scope: Scope, thread: Value, row: Value, logits: Value) -> None:
         self.scope = scope
@@ -51,35 +68,6 @@ class _Sampler:
     def parameter(self, field: str, kind: str = "float") -> Value:
         return self.scope.element(field, self.row, kind)
 
-    def emit(self) -> None:
-        f = self.f
-        token = f.variable("i64", 0)
-        is_greedy = self.parameter("temperature").compare("oeq", 0.0)
-        start, stop = self.history()
-        is_bare = start.compare("eq", stop)
-        with f.when(is_greedy & is_bare):
-            token.set(self.argmax(self.logits))
-        with f.when((is_greedy & is_bare) ^ f.const("i1", 1)):
-            self.copy_logits()
-            self.penalize(start, stop)
-            with f.when(is_greedy):
-                token.set(self.argmax(self.scratch))
-            with f.when(is_greedy ^ f.const("i1", 1)):
-                token.set(self.draw_token())
-        self.deliver(token.get())
-
-    def history(self) -> tuple[Value, Value]:
-        starts = self.scope.load("history_starts", "ptr").at(self.row * 4)
-        f = self.f
-        return f.widen(f.load("i32", starts)), f.widen(f.load("i32", starts.at(4)))
-
-    def deliver(self, token: Value) -> None:
-        f, scope = self.f, self.scope
-        narrow = f.cast("trunc", token, "i32")
-        slot = f.widen(scope.element("sample_slots", self.row))
-        f.store(narrow, scope.load("slots", "ptr").at(slot * 4))
-        f.store(narrow, scope.load("sampled", "ptr").at(self.row * 4))
-
     def inside(self, index: Value) -> Value:
         """Which lanes of a vector of ids are below `vocab`."""
         f = self.f
@@ -89,6 +77,10 @@ class _Sampler:
     def masked(self, row: Value, index: Value) -> Value:
         loaded = self.f.load(F32, row.at(index * 64))
         return self.f.select(self.inside(index), loaded, self.f.const(F32, _LOWEST))
+
+    def copy_logits(self) -> None:
+        with self.f.loop(0, self.vectors) as index:
+            self.f.store(self.masked(self.logits, index), self.scratch.at(index * 64))
 
     def argmax(self, row: Value) -> Value:
         """The lowest id among the largest; each lane keeps its own best, then lanes compare."""
@@ -105,21 +97,75 @@ class _Sampler:
         top = self.lanes.splat(self.lanes.tree(best.get(), "max"))
         far = f.const(I32, 0x7FFFFFFF)
         candidates = f.select(best.get().compare("oeq", top), places.get(), far)
-        lowest = candidates
-        lanes = LANES
-        while lanes > 1:
-            lanes //= 2
-            low = f.shuffle(lowest, lowest, range(lanes))
-            high = f.shuffle(lowest, lowest, range(lanes, 2 * lanes))
-            lowest = f.select(low.compare("slt", high), low, high)
-        found = f.extract(lowest, 0)
+        found = self.lanes.tree(candidates, "min")
         return f.widen(f.select(found.compare("eq", 0x7FFFFFFF), f.const("i32", 0), found))
 
-    def copy_logits(self) -> None:
-        with self.f.loop(0, self.vectors) as index:
-            self.f.store(self.masked(self.logits, index), self.scratch.at(index * 64))
 
-    def penalize(self, start: Value, stop: Value) -> None:
+class _Sampler(_RowOfLogits):
+    """The pieces of the sampler of one row while it is emitted."""
+
+    def emit(self) -> None:
+        f = self.f
+        token = f.variable("i64", 0)
+        is_greedy = self.parameter("temperature").compare("oeq", 0.0)
+        is_plain = is_greedy & self.is_bare()
+        with f.when(is_plain):
+            token.set(self.argmax(self.logits))
+        with f.when(is_plain ^ f.const("i1", 1)):
+            self.copy_logits()
+            self.forbid()
+            self.add_biases()
+            self.penalize()
+            with f.when(is_greedy):
+                token.set(self.argmax(self.scratch))
+            with f.when(is_greedy ^ f.const("i1", 1)):
+                token.set(self.draw_token())
+        self.deliver(token.get())
+
+    def is_bare(self) -> Value:
+        """Whether nothing changes this row's logits."""
+        ranges = [self.entries(field) for field in ("history_starts", "bias_starts")]
+        is_free = self.parameter("mask_rows", "i32").compare("slt", 0)
+        for start, stop in ranges:
+            is_free = is_free & start.compare("eq", stop)
+        return is_free
+
+    def entries(self, field: str) -> tuple[Value, Value]:
+        """This row's range of a ragged array."""
+        starts = self.scope.load(field, "ptr").at(self.row * 4)
+        f = self.f
+        return f.widen(f.load("i32", starts)), f.widen(f.load("i32", starts.at(4)))
+
+    def forbid(self) -> None:
+        """Tokens whose bit in the row's mask is 0 are never sampled."""
+        f = self.f
+        mask_row = self.parameter("mask_rows", "i32")
+        with f.when(mask_row.compare("sge", 0)):
+            words = self.scope.load("masks", "ptr")
+            mask = words.at(f.widen(mask_row) * self.scope.load("mask_words") * 4)
+            lane_bits = f.lanes(I32, [1 << lane for lane in range(LANES)])
+            with f.loop(0, self.vectors) as index:
+                half = f.cast("zext", f.load("i16", mask.at(index * 2)), "i32")
+                is_set = (self.lanes.splat(half) & lane_bits).compare("ne", 0)
+                place = self.scratch.at(index * 64)
+                f.store(f.select(is_set, f.load(F32, place), f.const(F32, _LOWEST)), place)
+
+    def add_biases(self) -> None:
+        f = self.f
+        ids, values = (self.scope.load(n, "ptr") for n in ("bias_ids", "bias_values"))
+        with f.loop(*self.entries("bias_starts")) as entry:
+            place = self.scratch.at(f.widen(f.load("i32", ids.at(entry * 4))) * 4)
+            f.store(f.load("float", place) + f.load("float", values.at(entry * 4)), place)
+
+    def deliver(self, token: Value) -> None:
+        f, scope = self.f, self.scope
+        narrow = f.cast("trunc", token, "i32")
+        slot = f.widen(scope.element("sample_slots", self.row))
+        with f.when(slot.compare("sge", 0)):
+            f.store(narrow, scope.load("slots", "ptr").at(slot * 4))
+        f.store(narrow, scope.load("sampled", "ptr").at(self.row * 4))
+
+    def penalize(self) -> None:
         f = self.f
         ids, counts = (self.scope.load(n, "ptr") for n in ("history_ids", "history_counts"))
         repetition = self.parameter("repetition_penalty")
@@ -127,7 +173,7 @@ class _Sampler:
             self.parameter("frequency_penalty"),
             self.parameter("presence_penalty"),
         )
-        with f.loop(start, stop) as entry:
+        with f.loop(*self.entries("history_starts")) as entry:
             place = self.scratch.at(f.widen(f.load("i32", ids.at(entry * 4))) * 4)
             count = f.cast("sitofp", f.load("i32", counts.at(entry * 4)), "float")
             value = f.load("float", place)
@@ -244,6 +290,55 @@ class _Sampler:
         x = (x ^ (x >> 27)) * _signed(0x94D049BB133111EB)
         x = (x ^ (x >> 31)) >> 40
         return f.cast("uitofp", x, "float") * 2.0**-24
+
+
+class _Scorer(_RowOfLogits):
+    """What the log probabilities of one row are made of; Python takes the logarithm."""
+
+    def emit(self) -> None:
+        f = self.f
+        target = f.variable("i64", f.widen(self.parameter("logprob_targets", "i32")))
+        with f.when(target.get().compare("slt", 0)):
+            target.set(f.widen(self.parameter("sampled", "i32")))
+        logit = f.load("float", self.logits.at(target.get() * 4))
+        top, total, larger = self.sweep(logit)
+        self.put("target_logits", logit)
+        self.put("target_ranks", larger + 1)
+        self.put("logit_tops", top)
+        self.put("logit_sums", total)
+        self.most_likely()
+
+    def put(self, field: str, value: Value) -> None:
+        self.f.store(value, self.scope.load(field, "ptr").at(self.row * 4))
+
+    def sweep(self, logit: Value) -> tuple[Value, Value, Value]:
+        """The largest logit, the sum of exp(logit - largest), and how many pass `logit`."""
+        f, lanes = self.f, self.lanes
+        top, total, larger = f.variable(F32, _LOWEST), f.variable(F32, 0.0), f.variable(I32, 0)
+        with f.loop(0, self.vectors) as index:
+            values = self.masked(self.logits, index)
+            top.set(lanes.maximum(values, top.get()))
+            passes = f.cast("zext", values.compare("ogt", lanes.splat(logit)), "i32")
+            larger.set(larger.get() + passes)
+        highest = lanes.tree(top.get(), "max")
+        with f.loop(0, self.vectors) as index:
+            values = self.masked(self.logits, index)
+            total.set(total.get() + lanes.exp(values - lanes.splat(highest)))
+        return highest, lanes.tree(total.get()), lanes.tree(larger.get())
+
+    def most_likely(self) -> None:
+        """The largest logits, one after another."""
+        f = self.f
+        count = self.scope.load("logprob_top")
+        with f.when(count.compare("sgt", 0)):
+            self.copy_logits()
+        with f.loop(0, count) as rank:
+            found = self.argmax(self.scratch)
+            place = self.scratch.at(found * 4)
+            at = (self.row * count + rank) * 4
+            f.store(f.cast("trunc", found, "i32"), self.scope.load("top_ids", "ptr").at(at))
+            f.store(f.load("float", place), self.scope.load("top_logits", "ptr").at(at))
+            f.store(f.const("float", _LOWEST), place)
 
 
 def _signed(value: int) -> int:

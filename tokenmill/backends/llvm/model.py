@@ -1,5 +1,7 @@
 """A compiled model on this machine's processor: posts steps to native workers."""
 
+from dataclasses import dataclass, fields
+
 import numpy as np
 import numpy.typing as npt
 
@@ -7,6 +9,9 @@ from tokenmill.backends.base import (
     BLOCK_SIZE,
     F32Array,
     I32Array,
+    LogprobInput,
+    Logprobs,
+    SampleInput,
     StepInput,
     StepLimits,
     StepOutput,
@@ -42,6 +47,39 @@ _SAMPLE_FIELDS = {
 """Fields of SampleInput, and the context's names for them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a step tells of each row's logits; the names are the context's."""
+
+    target_logits: F32Array
+    target_ranks: I32Array
+    logit_tops: F32Array
+    logit_sums: F32Array
+    top_ids: I32Array
+    top_logits: F32Array
+
+    @staticmethod
+    def of(rows: int, top: int) -> "Scores":
+        return Scores(
+            target_logits=np.zeros(rows, np.float32),
+            target_ranks=np.zeros(rows, np.int32),
+            logit_tops=np.zeros(rows, np.float32),
+            logit_sums=np.zeros(rows, np.float32),
+            top_ids=np.zeros((rows, top), np.int32),
+            top_logits=np.zeros((rows, top), np.float32),
+        )
+
+    def logprobs(self) -> Logprobs:
+        """The log of softmax: logit - largest - log(sum of exp(logit - largest))."""
+        norms = self.logit_tops + np.log(self.logit_sums)
+        return Logprobs(
+            targets=self.target_logits - norms,
+            ranks=self.target_ranks,
+            top_ids=self.top_ids,
+            top=self.top_logits - norms[:, None],
+        )
+
+
 class LlvmModel:
     """A program, its packed weights, its KV pool and its workers; see CompiledModel."""
 
@@ -60,11 +98,14 @@ class LlvmModel:
         self._weights = weights
         self._context = Context()
         self._step: dict[str, AnyArray] = {}
+        self._scores = Scores.of(0, 0)
         self._posted: StepInput | None = None
         self._is_closed = False
         self._arena = Arena(max(program.arena_bytes, 64))
         self._keys, self._values = (Arena(self._pool_bytes(program)) for _ in range(2))
         self._logits = program.logits
+        self._num_caches = program.num_caches
+        self._block_bytes = kv_block_bytes(program) // (2 * max(1, program.num_caches))
         self._tiles = np.zeros((len(program.tiles), MAX_ROWS), np.int64)
         self._ready_tiles: set[int] = set()
         self._counters = np.zeros((program.num_counters, 8), np.int64)
@@ -126,6 +167,8 @@ class LlvmModel:
         for count in {len(step.tokens), len(step.rows)} - {0}:
             self.prepare(count)
         self._counters[:] = 0
+        if step.copies is not None:
+            self._copy_blocks(step.copies)
         self._set_step(step)
         self._posted = step
         self._workers.post(self._compiled.step_address, self._context.address)
@@ -153,11 +196,42 @@ class LlvmModel:
         context["table_stride"] = step.block_tables.shape[1]
         context["is_sampling"] = int(step.sampling is not None)
         if step.sampling is not None:
-            for source, field in _SAMPLE_FIELDS.items():
-                array = getattr(step.sampling, source)
-                self._step[field] = _packed(array, array.dtype)
+            self._set_sampling(step.sampling)
+        context["is_logprobs"] = int(step.logprobs is not None)
+        if step.logprobs is not None:
+            self._set_logprobs(step.logprobs)
         for field, array in self._step.items():
             context.point(field, array)
+
+    def _set_sampling(self, sampling: SampleInput) -> None:
+        for source, field in _SAMPLE_FIELDS.items():
+            array = getattr(sampling, source)
+            self._step[field] = _packed(array, array.dtype)
+        count = len(sampling.slots)
+        nothing = np.zeros(count + 1, np.int32)
+        biases, masks = sampling.biases, sampling.masks
+        self._step["bias_starts"] = nothing if biases is None else _packed(biases.starts, np.int32)
+        if biases is not None:
+            self._step["bias_ids"] = _packed(biases.ids, np.int32)
+            self._step["bias_values"] = _packed(biases.values, np.float32)
+        self._step["mask_rows"] = nothing - 1 if masks is None else _packed(masks.rows, np.int32)
+        if masks is not None:
+            self._step["masks"] = _packed(masks.words, np.uint32)
+            self._context["mask_words"] = masks.words.shape[1]
+
+    def _set_logprobs(self, wanted: LogprobInput) -> None:
+        self._step["logprob_targets"] = _packed(wanted.targets, np.int32)
+        self._context["logprob_top"] = wanted.top
+        self._scores = Scores.of(len(wanted.targets), wanted.top)
+        for field in fields(Scores):
+            self._context.point(field.name, getattr(self._scores, field.name))
+
+    def _copy_blocks(self, copies: I32Array) -> None:
+        """Copy whole blocks in every layer; no step is in flight."""
+        for pool in (self._keys, self._values):
+            blocks = pool.view(np.uint8, (self._num_caches, self._limits.blocks, self._block_bytes))
+            for source, target in copies.tolist():
+                blocks[:, target] = blocks[:, source]
 
     def wait(self) -> StepOutput:
         step = self._posted
@@ -169,13 +243,15 @@ class LlvmModel:
         if step.sampling is not None:
             tokens = self._sampled[:count].copy()
         return StepOutput(
-            tokens=tokens, logits=self._read_logits(count) if step.want_logits else None
+            tokens=tokens,
+            logits=self._read_logits(count) if step.want_logits else None,
+            logprobs=self._scores.logprobs() if step.logprobs is not None else None,
         )
 
     def _read_logits(self, count: int) -> F32Array:
         width = self._logits.stride // 4
         rows = self._arena.view(np.float32, (count, width), self._logits.offset)
-        return rows[:, : int(self._logits.type.shape[1])].copy()
+        return rows[:, : self._limits.vocab_size].copy()
 
     def close(self) -> None:
         if self._is_closed:

@@ -1,8 +1,9 @@
 """How a native thread waits for a word in memory to change. No other file knows a futex.
 
 A wait spins for some microseconds with the processor's pause instruction, because that is how
-soon the word usually changes; then it yields a few times, and then sleeps in the kernel, since
-whoever should change the word may be waiting for this very processor.
+soon the word usually changes, and then sleeps in the kernel, since whoever should change the
+word may be waiting for this very processor. It never yields: on a busy machine sched_yield hands
+a stranger its whole time slice, thousands of microseconds, where a sleeper is woken at once.
 
 A word is an i32 with the count of its sleepers, an i32, right behind it, so that waking nobody
 costs no system call. Functions of libc are called through the control block and never named in
@@ -20,17 +21,14 @@ from tokenmill.backends.llvm.target import host_arch
 SPINS = 0  # i32: turns of the spin loop in a barrier
 IDLE_SPINS = 4  # i32: ... of a worker that waits for a step
 REPLY_SPINS = 8  # i32: ... of the thread that waits for the workers
-YIELDS = 12  # i32
-YIELD_FUNCTION = 16  # ptr: sched_yield
-SLEEP_FUNCTION = 24  # ptr: syscall on Linux, usleep elsewhere
-SLEEP_NUMBER = 32  # i64: number of the futex system call; elsewhere, microseconds to sleep
-SIZE = 40
+SLEEP_FUNCTION = 16  # ptr: syscall on Linux, usleep elsewhere
+SLEEP_NUMBER = 24  # i64: number of the futex system call; elsewhere, microseconds to sleep
 """Offsets of the fields at the head of the control block, which belong to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaitConfig:
-    """How long each kind of wait spins before it yields, and how often it then yields.
+    """How long each kind of wait spins before it sleeps, in microseconds.
 
     With as many workers as processors, every spin takes time from whoever prepares the work;
     the thread that waits for a whole step, milliseconds away, therefore hardly spins.
@@ -39,18 +37,17 @@ class WaitConfig:
     barrier_spin_us: float = 30.0
     idle_spin_us: float = 5.0
     reply_spin_us: float = 2.0
-    num_yields: int = 4
 
 
 def wait_fields(config: WaitConfig, spins_per_us: float) -> bytes:
     """The head of a control block, for this process only."""
-    libc = ctypes.CDLL(None)
     times_us = (config.barrier_spin_us, config.idle_spin_us, config.reply_spin_us)
     spins = [max(1, round(time_us * spins_per_us)) for time_us in times_us]
+    libc = ctypes.CDLL(None)
     sleep = libc.syscall if _has_futex() else libc.usleep
     number = _FUTEX_NUMBERS[platform.machine()] if _has_futex() else _NAP_US
-    addresses = [_address(libc.sched_yield), _address(sleep)]
-    return struct.pack("=IIIIQQq", *spins, config.num_yields, *addresses, number)
+    address = ctypes.cast(sleep, ctypes.c_void_p).value
+    return struct.pack("=IIIxxxxQq", *spins, address, number)
 
 
 def waits_ir() -> str:
@@ -70,10 +67,6 @@ def waits_ir() -> str:
 
 def _has_futex() -> bool:
     return sys.platform == "linux" and platform.machine() in _FUTEX_NUMBERS
-
-
-def _address(function: object) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
 _FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221}
@@ -173,27 +166,11 @@ def _sleep_ir(sleep: str) -> str:
     return f"""
 define internal void @wait_asleep(ptr %control, ptr %word, i32 %value) cold noinline nounwind {{
 entry:
-  %yields.at = getelementptr i8, ptr %control, i64 {YIELDS}
-  %yields = load i32, ptr %yields.at
-  %yield.at = getelementptr i8, ptr %control, i64 {YIELD_FUNCTION}
-  %yield = load ptr, ptr %yield.at
   %function.at = getelementptr i8, ptr %control, i64 {SLEEP_FUNCTION}
   %function = load ptr, ptr %function.at
   %number.at = getelementptr i8, ptr %control, i64 {SLEEP_NUMBER}
   %number = load i64, ptr %number.at
   %sleepers = getelementptr i8, ptr %word, i64 4
-  br label %yielding
-yielding:
-  %turn = phi i32 [ 0, %entry ], [ %turn.next, %yielded ]
-  %go = icmp ult i32 %turn, %yields
-  br i1 %go, label %yielded, label %lie_down
-yielded:
-  %ignored = call i32 %yield()
-  %turn.next = add i32 %turn, 1
-  %now = load atomic i32, ptr %word acquire, align 4
-  %same = icmp eq i32 %now, %value
-  br i1 %same, label %yielding, label %done
-lie_down:
   %before = atomicrmw add ptr %sleepers, i32 1 seq_cst, align 4
   br label %look
 look:
@@ -205,8 +182,6 @@ sleep:
   br label %look
 get_up:
   %after = atomicrmw sub ptr %sleepers, i32 1 seq_cst, align 4
-  br label %done
-done:
   ret void
 }}
 """

@@ -38,13 +38,17 @@ CONTROL_SIZE = 1024
 
 def num_usable_threads() -> int:
     """Processors that affinity and our control group's quota let this process use; at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-    else:
-        processors = os.cpu_count() or 1
+    processors = len(usable_processors())
     quota = cgroup.cpu_quota()
     # Rounded down: a worker that is throttled keeps all others waiting at the next barrier.
     return processors if quota is None else max(1, min(processors, math.floor(quota)))
+
+
+def usable_processors() -> list[int]:
+    """Numbers of the processors that the calling thread may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def barrier_ir() -> str:
@@ -133,8 +137,8 @@ class _Crew:
         # Daemons, since the interpreter joins others before it would run our finalizer.
         self.threads = [
             threading.Thread(
-                target=runtime.work,
-                args=(control.address, thread, num_threads),
+                target=_work,
+                args=(runtime, control, thread, num_threads),
                 name=f"tokenmill-worker-{thread}",
                 daemon=True,
             )
@@ -152,6 +156,15 @@ class _Crew:
         for thread in self.threads:
             thread.join()
         # The block itself stays as long as we do: another thread may still be leaving `wait`.
+
+
+def _work(runtime: "_Runtime", control: Arena, thread: int, num_threads: int) -> None:
+    processors = usable_processors()
+    if len(processors) == num_threads and hasattr(os, "sched_setaffinity"):
+        # One each, or the kernel puts two workers on one as soon as anybody else wants to run.
+        # With processors to spare it is left alone: others may have been given the same ones.
+        os.sched_setaffinity(0, {processors[thread]})
+    runtime.work(control.address, thread, num_threads)
 
 
 class _Runtime:

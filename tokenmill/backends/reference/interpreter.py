@@ -36,6 +36,12 @@ class Interpreter:
         """The values that `main` returns; `inputs` are its parameters by name."""
         return self._call(self.graph.main, inputs, _main_name)
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block of every layer's keys and values."""
+        for cache in self.caches.values():
+            cache.keys[target] = cache.keys[source]
+            cache.values[target] = cache.values[source]
+
     def _call(
         self, function: Function, inputs: Mapping[str, object], full_name: FullName
     ) -> list[Any]:

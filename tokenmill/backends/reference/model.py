@@ -4,10 +4,16 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from tokenmill.backends.base import (
     BLOCK_SIZE,
+    BiasInput,
+    F32Array,
     I32Array,
+    LogprobInput,
+    Logprobs,
+    MaskInput,
     SampleInput,
     StepInput,
     StepLimits,
@@ -46,13 +52,20 @@ class ReferenceModel:
         """Compute the step here and now; `wait` hands it out."""
         assert self._output is None, "a step is in flight already"
         check_step(step, self._limits)
+        for source, target in [] if step.copies is None else step.copies.tolist():
+            self._interpreter.copy_block(source, target)
         arrays = [v for v in self._interpreter.run(self._inputs(step)) if v is not None]
         logits = arrays[0][:, : self._limits.vocab_size] if step.want_logits else None
         tokens = next((a for a in arrays if a.dtype == np.int32), None)
         if step.sampling is not None:
             assert tokens is not None, "the graph samples nothing"
-            self._slots[step.sampling.slots] = tokens
-        self._output = StepOutput(tokens=tokens, logits=logits)
+            kept = step.sampling.slots >= 0
+            self._slots[step.sampling.slots[kept]] = tokens[kept]
+        logprobs = None
+        if step.logprobs is not None:
+            rows = arrays[0][:, : self._limits.vocab_size]
+            logprobs = log_softmax(rows, step.logprobs, tokens)
+        self._output = StepOutput(tokens=tokens, logits=logits, logprobs=logprobs)
 
     def wait(self) -> StepOutput:
         assert self._output is not None, "no step is in flight"
@@ -83,13 +96,18 @@ class ReferenceModel:
         return np.where(is_slot, self._slots[np.where(is_slot, -step.tokens - 1, 0)], step.tokens)
 
     def _sampling(self, sampling: SampleInput) -> Sampling:
-        return Sampling(rows=list(sampling_rows(sampling)), vocab_size=self._limits.vocab_size)
+        vocab_size = self._limits.vocab_size
+        return Sampling(rows=list(sampling_rows(sampling, vocab_size)), vocab_size=vocab_size)
 
 
-def sampling_rows(sampling: SampleInput) -> Iterator[RowSampling]:
+def sampling_rows(sampling: SampleInput, vocab_size: int) -> Iterator[RowSampling]:
     """The parameters row by row."""
     for row, (start, stop) in enumerate(pairwise(sampling.history_starts.tolist())):
+        bias_ids, bias_values = _row_biases(sampling.biases, row)
         yield RowSampling(
+            bias_ids=bias_ids,
+            bias_values=bias_values,
+            is_allowed=_row_mask(sampling.masks, row, vocab_size),
             temperature=float(sampling.temperature[row]),
             top_k=int(sampling.top_k[row]),
             top_p=float(sampling.top_p[row]),
@@ -102,6 +120,37 @@ def sampling_rows(sampling: SampleInput) -> Iterator[RowSampling]:
             history_ids=sampling.history_ids[start:stop],
             history_counts=sampling.history_counts[start:stop],
         )
+
+
+def _row_biases(biases: BiasInput | None, row: int) -> tuple[I32Array, F32Array]:
+    if biases is None:
+        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+    start, stop = biases.starts[row : row + 2]
+    return biases.ids[start:stop], biases.values[start:stop]
+
+
+def _row_mask(masks: MaskInput | None, row: int, vocab_size: int) -> npt.NDArray[np.bool_] | None:
+    if masks is None or masks.rows[row] < 0:
+        return None
+    bits = np.unpackbits(masks.words[masks.rows[row]].view(np.uint8), bitorder="little")
+    return bits[:vocab_size].astype(np.bool_)
+
+
+def log_softmax(logits_RV: F32Array, wanted: LogprobInput, sampled: I32Array | None) -> Logprobs:
+    """Log probabilities of the targets and of the most likely tokens."""
+    tops = logits_RV.max(axis=1, keepdims=True)
+    scores = logits_RV - tops - np.log(np.exp(logits_RV - tops).sum(axis=1, keepdims=True))
+    targets = wanted.targets
+    if sampled is not None:
+        targets = np.where(targets < 0, sampled, targets)
+    chosen = np.take_along_axis(scores, targets[:, None], axis=1)
+    ids = np.argsort(-logits_RV, axis=1, kind="stable")[:, : wanted.top].astype(np.int32)
+    return Logprobs(
+        targets=chosen[:, 0],
+        ranks=1 + (scores > chosen).sum(axis=1, dtype=np.int32),
+        top_ids=ids,
+        top=np.take_along_axis(scores, ids, axis=1),
+    )
 
 
 def check_step(step: StepInput, limits: StepLimits) -> None:

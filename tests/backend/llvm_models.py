@@ -1,0 +1,44 @@
+"""Compiles a graph for the tests, as the loader does for a checkpoint."""
+
+from collections.abc import Mapping
+
+from tokenmill.backends.base import StepLimits
+from tokenmill.backends.llvm.lower import Options
+from tokenmill.backends.llvm.memory import Arena
+from tokenmill.backends.llvm.model import LlvmModel
+from tokenmill.backends.llvm.objects import ObjectCache
+from tokenmill.backends.llvm.program import Numerics, compile_program
+from tokenmill.backends.llvm.target import pick_row
+from tokenmill.backends.llvm.weights import PackedWeights
+from tokenmill.ir.formats import Weight
+from tokenmill.ir.graph import Graph
+
+
+def make_llvm_model(
+    graph: Graph,
+    weights: Mapping[str, Weight],
+    *,
+    limits: StepLimits,
+    objects: ObjectCache,
+    activations: str = "f32",
+    cache: str = "f32",
+    threads: int = 2,
+    row: str | None = None,
+) -> LlvmModel:
+    """A model of a graph that no pass has seen; its code is sought in and added to `objects`."""
+    kinds = graph.weights()
+    formats = {n: w.format for n, w in weights.items() if kinds[n].dtype == "w"}
+    options = Options(
+        row=pick_row(row),
+        activations=activations,
+        max_tokens=limits.tokens,
+        max_rows=limits.rows,
+    )
+    numerics = Numerics(activations=activations, cache=cache)
+    program = compile_program(graph, formats, numerics, options, objects)
+    shapes = {n: tuple(int(d) for d in kind.shape) for n, kind in kinds.items()}
+    packed = PackedWeights.plan(program.program, shapes)
+    arena = Arena(packed.size_bytes)
+    for name, weight in weights.items():
+        packed.pack(arena, name, weight)
+    return LlvmModel(program, packed, arena, limits=limits, threads=threads)

@@ -1,0 +1,34 @@
+"""The suite on the LLVM backend: on this machine's instruction set, and on the portable row."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.backend.graphs import Case
+from tests.backend.llvm_models import make_llvm_model
+from tests.backend.suite import CHECKS, Check, check_same_bits, run_check
+from tokenmill.backends.base import StepLimits
+from tokenmill.backends.llvm.model import LlvmModel
+from tokenmill.backends.llvm.objects import ObjectCache
+
+EXAMPLES = {None: 12, "portable": 3}
+"""By instruction set (None: the best of this machine): how many random graphs it is tried on."""
+
+
+@pytest.mark.parametrize("row", EXAMPLES)
+@pytest.mark.parametrize("check", (*CHECKS, check_same_bits), ids=lambda check: check.__name__)
+def test_llvm_passes_the_suite(check: Check, row: str | None, tmp_path: Path) -> None:
+    objects = ObjectCache(tmp_path)
+
+    def make_model(case: Case, limits: StepLimits) -> LlvmModel:
+        return make_llvm_model(
+            case.graph,
+            case.weights,
+            limits=limits,
+            objects=objects,
+            activations=case.activations,
+            cache=case.cache,
+            row=row,
+        )
+
+    run_check(check, make_model, max_examples=EXAMPLES[row])

@@ -1,0 +1,71 @@
+import pytest
+
+from tokenmill.backends.llvm import target
+from tokenmill.backends.llvm.target import ROWS, missing_features, pick_row
+from tokenmill.errors import UsageError
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch):
+    """Pretend to be a host with these features."""
+
+    def pretend(arch: str, *features: str) -> None:
+        monkeypatch.delenv("TOKENMILL_ISA", raising=False)
+        monkeypatch.setattr(target, "host_triple", lambda: f"{arch}-unknown-linux-gnu")
+        monkeypatch.setattr(target, "host_features", lambda: dict.fromkeys(features, True))
+        monkeypatch.setattr(target, "host_cpu", lambda: "testcpu")
+
+    return pretend
+
+
+FULL = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni")
+
+
+def test_the_best_row_that_the_host_supports_is_picked(host):
+    host("x86_64", *FULL)
+    assert pick_row().name == "avx512-bf16"
+    host("x86_64", *FULL[:-1])
+    assert pick_row().name == "portable"
+    host("aarch64", "neon")
+    assert pick_row().name == "portable"
+
+
+def test_code_for_the_host_uses_its_scheduling_and_wide_vectors(host):
+    host("x86_64", *FULL, "prefer-256-bit")
+    row = pick_row()
+    assert row.cpu == "testcpu"
+    assert "+avx512bf16" in row.features
+    assert row.features.endswith("-prefer-256-bit")
+    assert "+prefer-256-bit" not in row.features
+
+
+def test_the_portable_row_asks_for_nothing_beyond_the_architecture(host):
+    host("x86_64", *FULL)
+    row = pick_row("portable")
+    assert (row.cpu, row.features) == ("generic", "")
+
+
+def test_the_environment_forces_a_row_and_the_argument_wins(host, monkeypatch):
+    host("x86_64", *FULL)
+    monkeypatch.setenv("TOKENMILL_ISA", "portable")
+    assert pick_row().name == "portable"
+    assert pick_row("avx512-bf16").name == "avx512-bf16"
+
+
+def test_an_unknown_row_is_refused_with_the_known_ones(host):
+    host("x86_64", *FULL[:2])
+    with pytest.raises(UsageError, match=r"unknown .*'sse9'.*avx512-bf16 .not on this host., port"):
+        pick_row("sse9")
+
+
+def test_an_unsupported_row_is_refused_with_what_is_missing(host):
+    host("x86_64", *FULL[:-1])
+    with pytest.raises(UsageError, match=r"'avx512-bf16' needs avx512vnni.*x86_64, testcpu"):
+        pick_row("avx512-bf16")
+    host("aarch64")
+    with pytest.raises(UsageError, match="needs x86_64"):
+        pick_row("avx512-bf16")
+
+
+def test_every_host_has_a_row():
+    assert not missing_features(ROWS[-1])
