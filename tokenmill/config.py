@@ -6,7 +6,7 @@ from tokenmill.errors import UsageError
 
 QUANTIZATIONS = ("auto", "q4", "q8", "bf16", "f32")
 ACTIVATIONS = ("bf16", "int8", "f32")
-KV_CACHES = ("auto", "bf16", "f32")
+KV_CACHES = ("auto", "bf16", "f32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@
 the reference's is measured and not guessed: the reference runs again with noise of a few last bits
 on every result, and a backend may be a few times as far off as that. So the tolerance covers what
 a flipped rounding does, whatever the graph makes of it. Flips are rare, so the better rows must be
-far closer than the worst: they tell a rounding that is missing.
+far closer than the worst: they tell a rounding that is missing. (Not in a long sequence, where a
+flip in an early key or value reaches every later row.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,12 +39,13 @@ from tokenmill.ir.ops import OPS
 MakeModel = Callable[[Case, StepLimits], CompiledModel]
 Check = Callable[[MakeModel, Case, Rng], None]
 
-QUARTILE_FLOORS = {"f32": 1e-5, "bf16": 1e-4, "int8": 1e-4}
+QUARTILE_FLOORS = {"f32": 1e-5, "bf16": 2e-4, "int8": 2e-4}
 WORST_FLOORS = {"f32": 1e-5, "bf16": 4e-3, "int8": 1e-2}
 """Relative error that is never too much: of sums in another order, or of one flipped rounding."""
 
 NOISE = 2.0**-22
 SLACK = 4.0
+SHORT = 24  # positions
 
 
 def run_suite(make_model: MakeModel, *, max_examples: int = 20) -> None:
@@ -93,7 +95,8 @@ def check_sampling(make_model: MakeModel, case: Case, rng: Rng) -> None:
         output = model.wait()
         assert output.logits is not None
         assert output.tokens is not None
-        rows = zip(output.logits, sampling_rows(sampling, limits.vocab_size), output.tokens, strict=True)
+        params = sampling_rows(sampling, limits.vocab_size)
+        rows = zip(output.logits, params, output.tokens, strict=True)
         assert all(token in possible_tokens(logits, row) for logits, row, token in rows)
     model.close()
 
@@ -116,7 +119,8 @@ def check_slots(make_model: MakeModel, case: Case, rng: Rng) -> None:
         logits.append(model.wait().logits)
     model.close()
     assert logits[0] is not None
-    assert np.array_equal(*logits)
+    assert logits[1] is not None
+    assert np.array_equal(logits[0], logits[1])
 
 
 def check_forward_only(make_model: MakeModel, case: Case, rng: Rng) -> None:
@@ -162,7 +166,7 @@ def check_same_bits(make_model: MakeModel, case: Case, rng: Rng) -> None:
 
 def random_lengths(rng: Rng) -> tuple[int, ...]:
     """One to four sequences; one in six is longer than a chunk of attention."""
-    lengths = rng.integers(1, 24, rng.integers(1, 5)).tolist()
+    lengths = rng.integers(1, SHORT + 1, rng.integers(1, 5)).tolist()
     if rng.random() < 1 / 6:
         lengths[0] = int(rng.integers(250, 290))
     return tuple(lengths)
@@ -185,7 +189,7 @@ def assert_close(
     kinds = (case.activations, case.cache)
     allowed = max(max(WORST_FLOORS[k] for k in kinds), SLACK * max(e.max() for e in disturbed))
     assert errors.max() <= allowed, f"error {errors.max():.1e}, noise explains {allowed:.1e}"
-    if len(errors) >= 16:
+    if 16 <= len(errors) and max(map(len, found)) <= SHORT:
         noisy = max(np.quantile(e, 0.25) for e in disturbed)
         allowed = max(max(QUARTILE_FLOORS[k] for k in kinds), SLACK * noisy)
         quartile = np.quantile(errors, 0.25)

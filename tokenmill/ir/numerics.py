@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.ir.formats import Weight
-from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum
+from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum, stored_dims
 
 IntArray = npt.NDArray[np.int32]
 
@@ -111,9 +111,19 @@ def kv_write(
     block_T, offset_T = np.divmod(place.positions_T, place.block_size)
     block_T = place.blocks_SB[place.sequences_T, block_T]
     shape = (len(k_TN), -1, head_dim)
-    cache.keys[block_T, offset_T] = round_to(k_TN, to=to).reshape(shape)
-    cache.values[block_T, offset_T] = round_to(v_TN, to=to).reshape(shape)
+    keys, values = k_TN.reshape(shape), v_TN.reshape(shape)
+    cache.keys[block_T, offset_T] = round_heads(keys, to=to, is_turned=True)
+    cache.values[block_T, offset_T] = round_heads(values, to=to, is_turned=False)
     return cache
+
+
+def round_heads(x_TGD: F32Array, *, to: str, is_turned: bool) -> F32Array:
+    """Round heads in the order in which the cache stores their dimensions."""
+    dims = stored_dims(x_TGD.shape[-1], is_turned=is_turned)
+    stored = np.where(dims >= 0, x_TGD[..., dims], np.float32(0))
+    rounded = np.empty_like(x_TGD)
+    rounded[..., dims[dims >= 0]] = round_to(stored, to=to)[..., dims >= 0]
+    return rounded
 
 
 def attention(

@@ -123,7 +123,7 @@ def _infer_kv_write(types: Sequence[Type], node: Node) -> Type:
     k, v, place = types
     _require(k == v and k.dtype == "f32", f"k and v must be alike and f32, are {k} and {v}")
     _placed(k, place)
-    _require(node.string("to") in ("f32", "bf16"), f"no cache of {node.attr('to')}")
+    _require(node.string("to") in ACTIVATIONS, f"no cache of {node.attr('to')}")
     return Type("kv", (_heads(k, node), node.integer("head_dim")))
 
 

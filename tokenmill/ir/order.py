@@ -15,6 +15,7 @@ Attention.    Positions are split at multiples of KV_CHUNK, counted from the seq
               sums the weights of positions l, l + LANES, ..., then the tree; p.v ascending by
               position. Chunks are merged ascending by the online softmax. A token reads back the
               stored (rounded) keys and values, those of its own step included.
+Int8 cache.   Each run of GROUP stored dimensions of a head has one scale, max|x| / 127.
 Sampling.     Probabilities are summed like a norm, ids ascending.
 Tree.         Lanes are halved: lane l takes l + 8, then l + 4, l + 2, l + 1.
 """
@@ -47,3 +48,26 @@ def lane_sum(values: F32Array) -> F32Array:
     for i in range(count):
         lanes = lanes + vectors[..., i, :]
     return tree_sum(lanes)
+
+
+def padded_head(head_dim: int) -> int:
+    """Stored dimensions of a head: each half filled up to whole vectors."""
+    half = (head_dim + 1) // 2
+    return 2 * LANES * -(-half // LANES)
+
+
+def stored_dims(head_dim: int, *, is_turned: bool) -> npt.NDArray[np.intp]:
+    """Which dimension lies where in a stored head; -1 is filling.
+
+    Queries and keys are turned in pairs (d, d + D/2), so vectors of the two halves alternate:
+    both ends of a pair lie in the same lane of neighbouring vectors. Values lie as they are.
+    """
+    size = padded_head(head_dim)
+    dims = np.full(size, -1, np.intp)
+    if not is_turned:
+        dims[:head_dim] = np.arange(head_dim)
+        return dims
+    half = head_dim // 2
+    halves = np.full((2, size // 2), -1, np.intp)
+    halves[0, :half], halves[1, : head_dim - half] = np.arange(half), np.arange(half, head_dim)
+    return halves.reshape(2, -1, LANES).swapaxes(0, 1).reshape(-1)

@@ -14,7 +14,10 @@ ROUNDED_FOR = {
 
 
 def round_activations(graph: Graph, activations: str, cache: str) -> Graph:
-    """`activations` is f32, bf16 or int8; `cache`, the KV cache's type, f32 or bf16."""
+    """`activations` and `cache`, the KV cache's type, are f32, bf16 or int8.
+
+    Queries meet bf16 keys in the bf16 dot, so they are rounded too; others stay f32.
+    """
     functions = (_round(f, activations, cache) for f in graph.functions)
     return replace(graph, functions=tuple(functions))
 
@@ -29,7 +32,7 @@ def _round(function: Function, activations: str, cache: str) -> Function:
             operands = (rounder.rounded(operands[0], to), *operands[1:])
         elif node.op == "kv_write":
             node = node.with_attrs(to=cache)
-        elif node.op == "attention" and cache != "f32":
+        elif node.op == "attention" and cache == "bf16":
             operands = (rounder.rounded(operands[0], cache), *operands[1:])
         rounder.nodes.append(replace(node, operands=operands))
     return function.with_nodes(rounder.nodes)

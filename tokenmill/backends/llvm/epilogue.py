@@ -8,26 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenmill.backends.llvm.emit import Value
+from tokenmill.backends.llvm.kv_cache import (
+    Pair,
+    quantize_pair,
+    store_keys,
+    store_values,
+    token_head,
+)
 from tokenmill.backends.llvm.lanes import F32, I32
-from tokenmill.backends.llvm.packing import PAIR_ROWS, padded_head
+from tokenmill.backends.llvm.packing import PAIR_ROWS
 from tokenmill.backends.llvm.scope import Scope
 from tokenmill.ir.graph import Node
-from tokenmill.ir.order import GROUP, LANES
-
-Pair = tuple[Value, Value]
+from tokenmill.ir.order import GROUP, LANES, padded_head
 
 _VECTOR_BYTES = 4 * LANES
-BLOCK_SIZE = 16
-
-
-def kv_element(to: str) -> int:
-    """Bytes of one element of the KV cache."""
-    return {"f32": 4, "bf16": 2}[to]
-
-
-def head_bytes(head_dim: int, to: str) -> int:
-    """Bytes that one head of one block takes, keys or values."""
-    return padded_head(head_dim) * BLOCK_SIZE * kv_element(to)
 
 
 def load_pair(scope: Scope, row: Value, pair: Value) -> Pair:
@@ -159,10 +153,7 @@ def _round_bf16(scope: Scope, name: str, values: Pair, row: Value, pair: Value) 
 def _round_int8(scope: Scope, name: str, values: Pair, row: Value, pair: Value) -> None:
     f, lanes = scope.f, scope.lanes
     record = scope.buffers[name].record
-    largest = lanes.tree(lanes.maximum(*(lanes.absolute(v) for v in values)), "max")
-    inverse = f.select(largest.compare("ogt", 0.0), f.const("float", 127.0) / largest, 0.0)
-    scale = largest / f.const("float", 127.0)
-    integers = [lanes.round_to_i32(v * lanes.splat(inverse)) for v in values]
+    integers, scale = quantize_pair(lanes, values)
     start = row.at(pair * GROUP)
     for index, integer in enumerate(integers):
         f.store(f.cast("trunc", integer, "i8"), start.at(index * LANES))
@@ -179,66 +170,8 @@ def _write_cache(scope: Scope, node: Node, made: dict[str, Pair], row: Value, pa
     pairs = padded_head(head_dim) // PAIR_ROWS
     head, in_head = pair // pairs, pair % pairs
     if keys in made:
-        place = cache_head(scope, "keys", row, head, node)
+        place = token_head(scope, "keys", row, head, node)
         store_keys(scope, made[keys], place, in_head, row, to)
     if values in made:
-        place = cache_head(scope, "values", row, head, node)
+        place = token_head(scope, "values", row, head, node)
         store_values(scope, made[values], place, in_head, row, head_dim, to)
-
-
-def cache_head(scope: Scope, field: str, row: Value, head: Value, node: Node) -> Value:
-    """Where the head of the block that a token is written to starts."""
-    block = scope.f.widen(scope.element("token_blocks", row))
-    return head_address(scope, field, block, head, node)
-
-
-def head_address(scope: Scope, field: str, block: Value, head: Value, node: Node) -> Value:
-    """Cache layout: [layer][block][head], then keys [dimension][position], values turned."""
-    size = head_bytes(node.integer("head_dim"), node.string("to"))
-    heads = int(node.result.type.shape[0])
-    layer_bytes = scope.load("key_layer_bytes" if field == "keys" else "value_layer_bytes")
-    base = scope.load(field, "ptr").at(scope.layer * layer_bytes)
-    return base.at(block * (heads * size)).at(head * size)
-
-
-def _offset_in_block(scope: Scope, row: Value) -> Value:
-    return scope.f.widen(scope.element("positions", row) & (BLOCK_SIZE - 1))
-
-
-def store_keys(
-    scope: Scope, values: Pair, head: Value, in_head: Value, row: Value, to: str
-) -> None:
-    """bf16: [dimension / 2][position][2]; f32: [dimension][position]."""
-    f, lanes = scope.f, scope.lanes
-    step = 2 if to == "bf16" else 1
-    row_bytes = BLOCK_SIZE * 4
-    offset = _offset_in_block(scope, row) * 4
-    start = head.at(in_head * (PAIR_ROWS // step * row_bytes)).at(offset)
-    for index, vector in enumerate(values):
-        words = (
-            f.bitcast(lanes.f32_to_bf16(vector), f"<{LANES // 2} x i32>")
-            if to == "bf16"
-            else f.bitcast(vector, I32)
-        )
-        for lane in range(LANES // step):
-            word = f.extract(words, lane)
-            f.store(word, start.at((index * LANES // step + lane) * row_bytes))
-
-
-def store_values(
-    scope: Scope,
-    values: Pair,
-    head: Value,
-    in_head: Value,
-    row: Value,
-    head_dim: int,
-    to: str,
-) -> None:
-    """[position][dimension]."""
-    f, lanes = scope.f, scope.lanes
-    element = kv_element(to)
-    row_bytes = padded_head(head_dim) * element
-    start = head.at(_offset_in_block(scope, row) * row_bytes).at(in_head * (PAIR_ROWS * element))
-    for index, vector in enumerate(values):
-        stored = lanes.f32_to_bf16(vector) if to == "bf16" else vector
-        f.store(stored, start.at(index * LANES * element))

@@ -71,16 +71,28 @@ class Options:
 
 def lower(graph: Graph, options: Options) -> Program:
     """Lower a graph that has been through the SPMD passes."""
-    return _Lowering(graph, options).run()
+    return _Lowering(graph, options, Tables()).run()
+
+
+def lower_alone(graph: Graph, options: Options, node: Node) -> Module:
+    """The functions of one phase and no other, with weights where the whole program has them."""
+    whole = _Lowering(graph, options, Tables())
+    whole.run()
+    alone = _Lowering(graph, options, whole.tables, only=node)
+    alone.run()
+    return alone.module
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, options: Options) -> None:
+    def __init__(
+        self, graph: Graph, options: Options, tables: Tables, only: Node | None = None
+    ) -> None:
         self.graph = graph
         self.options = options
+        self.only = only
         self.module = Module(graph.name)
         self.module.raw.append(barrier_ir())
-        self.tables = Tables()
+        self.tables = tables
         self.counts = {"T": options.max_tokens, "R": options.max_rows}
         self.arena_bytes = 0
         self.num_layers = sum(len(layer_bodies(n)) for n in _repeats(graph.main))
@@ -191,27 +203,34 @@ class _Lowering:
     def phases(self, scope: Scope, function: GraphFunction, bodies: dict[str, Function]) -> None:
         attentions = 0
         for node in function.nodes:
-            if node.op == "repeat":
-                self.call_layers(scope, bodies, node)
-            elif node.op == "barrier":
-                self.barrier(scope)
-            else:
-                attentions += self.phase(scope, function, node, attentions)
+            if self.only is None or node is self.only:
+                self.phase(scope, function, node, bodies, attentions)
+            attentions += any(leaf.op == "attention" for leaf in node.leaves)
 
     def barrier(self, scope: Scope) -> None:
         control = scope.load("control", "ptr")
         scope.f.call("barrier", "void", control, scope.f.parameters[2])
 
-    def phase(self, scope: Scope, function: GraphFunction, node: Node, attentions: int) -> int:
-        """Lower one node; gives how many attention counters it used."""
+    def phase(
+        self,
+        scope: Scope,
+        function: GraphFunction,
+        node: Node,
+        bodies: dict[str, Function],
+        attentions: int,
+    ) -> None:
+        """Lower one node; `attentions` counts those of this function that came before it."""
         ops = {leaf.op for leaf in node.leaves}
-        if "linear" in ops:
+        if node.op == "repeat":
+            self.call_layers(scope, bodies, node)
+        elif node.op == "barrier":
+            self.barrier(scope)
+        elif "linear" in ops:
             orders = stored_orders(node, _queries(function, node))
             LinearLowering(scope, node, segments_of(node, orders)).emit()
         elif "attention" in ops:
             counter = scope.layer * self.max_attentions() + attentions
             lower_attention(scope, node, _write_of(function, node), counter)
-            return 1
         elif "rmsnorm" in ops:
             lower_norm(scope, node)
         elif node.op == "embed":
@@ -219,7 +238,6 @@ class _Lowering:
             lower_embed(scope, node, ROUNDED_FOR[table.dtype][self.options.activations])
         else:
             _PHASES.get(node.op, lower_elementwise)(scope, node)
-        return 0
 
     def call_layers(self, scope: Scope, bodies: dict[str, Function], repeat: Node) -> None:
         """Call each layer's body with the address of its weights."""

@@ -8,18 +8,21 @@ three sweeps: scores, weights, weighted sum of values; see `ir/order.py`.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tokenmill.backends.base import BLOCK_SIZE
 from tokenmill.backends.llvm.emit import Value, Variable, vector
-from tokenmill.backends.llvm.epilogue import (
-    BLOCK_SIZE,
-    Epilogue,
+from tokenmill.backends.llvm.epilogue import Epilogue
+from tokenmill.backends.llvm.kv_cache import (
+    ELEMENT_BYTES,
     head_address,
-    kv_element,
+    key_pair_bytes,
+    load_int8,
+    value_scale,
 )
 from tokenmill.backends.llvm.lanes import F32, I16, I32
-from tokenmill.backends.llvm.packing import PAIR_ROWS, padded_head, stored_dims
+from tokenmill.backends.llvm.packing import PAIR_ROWS
 from tokenmill.backends.llvm.scope import Scope
 from tokenmill.ir.graph import Node
-from tokenmill.ir.order import KV_CHUNK, LANES
+from tokenmill.ir.order import KV_CHUNK, LANES, padded_head, stored_dims
 
 _MAX_SUMS = 16
 """Vectors of output that one sweep over the values keeps in registers."""
@@ -39,6 +42,11 @@ class _Heads:
     @property
     def stored(self) -> int:
         return padded_head(self.head_dim)
+
+    @property
+    def query_bytes(self) -> int:
+        """Of one element of a query, which is rounded for a bf16 cache only."""
+        return 2 if self.to == "bf16" else 4
 
     @property
     def vectors(self) -> int:
@@ -118,7 +126,7 @@ class _Attention:
         sizes = self.sizes
         name = self.attend.operands[0]
         buffer = self.scope.buffers[name]
-        element = kv_element(sizes.to)
+        element = sizes.query_bytes
         row = self.scope.row_address(name, token)
         if buffer.order.is_turned:
             return row.at(head * (sizes.share * sizes.stored * element))
@@ -128,7 +136,7 @@ class _Attention:
     def turn_queries(self, plain: Value) -> None:
         """Copy queries that no projection stored as heads, element by element."""
         f, sizes = self.f, self.sizes
-        element = kv_element(sizes.to)
+        element = sizes.query_bytes
         kind = "i16" if element == 2 else "i32"
         with f.loop(0, sizes.share) as head:
             source = plain.at(head * (sizes.head_dim * element))
@@ -160,15 +168,13 @@ class _Attention:
         """q.k for the positions of one block, one a lane; those beyond the token are never."""
         f, sizes = self.f, self.sizes
         dots = [f.variable(F32, 0.0) for _ in range(sizes.share)]
-        steps = sizes.stored // 2 if sizes.to == "bf16" else sizes.stored
-        unrolled = 8
-        with f.loop(0, steps, unrolled) as step:
-            for i in range(unrolled):
-                key = f.load(I32, keys.at(step * 64).at(64 * i), 64)
-                at = query.at(step * 4).at(4 * i)
-                for index, dot in enumerate(dots):
-                    x = self.lanes.splat(f.load("i32", at.at(index * steps * 4)))
-                    dot.set(self.multiply(dot.get(), key, x))
+        with f.loop(0, sizes.stored // PAIR_ROWS) as pair:
+            place = keys.at(pair * key_pair_bytes(sizes.to))
+            at = query.at(pair * (PAIR_ROWS * sizes.query_bytes))
+            if sizes.to == "int8":
+                self.score_int8(at, place, dots)
+            else:
+                self.score_pair(at, place, dots)
         lane = f.lanes(I32, range(LANES))
         limit = self.lanes.splat(f.cast("trunc", count - block * BLOCK_SIZE, "i32"))
         for index, (dot, top) in enumerate(zip(dots, highest, strict=True)):
@@ -177,10 +183,34 @@ class _Attention:
             f.store(score, self.scores.at(index * KV_CHUNK * 4).at(block * 64), 64)
             top.set(self.lanes.maximum(score, top.get()))
 
+    def score_pair(self, query: Value, keys: Value, dots: list[Variable]) -> None:
+        """Add a pair of vectors of q.k, in words of 32 bits: one dimension, or two of bf16."""
+        f, sizes = self.f, self.sizes
+        steps = PAIR_ROWS * sizes.query_bytes // 4
+        for step in range(steps):
+            key = f.load(I32, keys.at(64 * step), 64)
+            for index, dot in enumerate(dots):
+                at = query.at(index * sizes.stored * sizes.query_bytes + 4 * step)
+                x = self.lanes.splat(f.load("i32", at))
+                dot.set(self.multiply(dot.get(), key, x))
+
     def multiply(self, acc: Value, key: Value, x: Value) -> Value:
         if self.sizes.to == "bf16":
             return self.lanes.dot_bf16(acc, key, x)
         return self.lanes.fma(self.f.bitcast(key, F32), self.f.bitcast(x, F32), acc)
+
+    def score_int8(self, query: Value, keys: Value, dots: list[Variable]) -> None:
+        """The same for integers: their dot from zero, times the scale of each position."""
+        f, sizes = self.f, self.sizes
+        sums = [f.variable(F32, 0.0) for _ in dots]
+        for step in range(PAIR_ROWS):
+            key = load_int8(self.lanes, keys.at(BLOCK_SIZE * step))
+            for index, total in enumerate(sums):
+                x = self.lanes.splat(f.load("float", query.at((index * sizes.stored + step) * 4)))
+                total.set(self.lanes.fma(key, x, total.get()))
+        scales = f.load(F32, keys.at(PAIR_ROWS * BLOCK_SIZE))
+        for total, dot in zip(sums, dots, strict=True):
+            dot.set(self.lanes.fma(scales, total.get(), dot.get()))
 
     def weigh(self, index: int, highest: Variable, blocks: Value) -> tuple[Value, Value]:
         """exp(score - top) in place; how much the sums so far and this chunk then count."""
@@ -218,7 +248,7 @@ class _Attention:
         """Sum weight * value over the chunk's positions, then merge with what was before."""
         f, sizes, lanes = self.f, self.sizes, self.lanes
         sums = {(h, v): f.variable(F32, 0.0) for h in heads for v in range(sizes.vectors)}
-        row_bytes = sizes.stored * kv_element(sizes.to)
+        row_bytes = sizes.stored * ELEMENT_BYTES[sizes.to]
         with f.loop(0, block_count) as block:
             values = self.block_head("values", blocks, block, head)
             left = count - block * BLOCK_SIZE
@@ -227,6 +257,8 @@ class _Attention:
             with f.loop(0, inside) as position:
                 row = values.at(position * row_bytes)
                 loaded = [self.load_value(row, v) for v in range(sizes.vectors)]
+                if sizes.to == "int8":
+                    loaded = self.scaled(loaded, values, position)
                 for h in heads:
                     place = weights.at(h * KV_CHUNK * 4).at(position * 4)
                     weight = lanes.splat(f.load("float", place))
@@ -237,7 +269,18 @@ class _Attention:
             old, new = rates[h]
             f.store(f.load(F32, place, 64) * old + variable.get() * new, place, 64)
 
+    def scaled(self, loaded: list[Value], values: Value, position: Value) -> list[Value]:
+        """Integer values times the scales of their pairs."""
+        places = [
+            value_scale(values, position, pair, self.sizes.head_dim)
+            for pair in range(self.sizes.vectors // 2)
+        ]
+        scales = [self.lanes.splat(self.f.load("float", place)) for place in places]
+        return [value * scales[index // 2] for index, value in enumerate(loaded)]
+
     def load_value(self, row: Value, index: int) -> Value:
+        if self.sizes.to == "int8":
+            return load_int8(self.lanes, row.at(index * LANES))
         if self.sizes.to == "bf16":
             return self.lanes.bf16_to_f32(self.f.load(I16, row.at(index * LANES * 2)))
         return self.f.load(F32, row.at(index * LANES * 4))

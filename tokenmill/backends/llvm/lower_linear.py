@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tokenmill.backends.llvm.emit import Function, Value, vector
-from tokenmill.backends.llvm.epilogue import Epilogue, Pair
+from tokenmill.backends.llvm.epilogue import Epilogue
+from tokenmill.backends.llvm.kv_cache import Pair
 from tokenmill.backends.llvm.lanes import F32, clamp
 from tokenmill.backends.llvm.packing import PACKINGS, PAIR_ROWS, RowOrder
 from tokenmill.backends.llvm.scope import Scope, Slot

@@ -1,27 +1,23 @@
 """Phases that walk rows one at a time: embed, norm, selection, and elementwise leftovers."""
 
+import numpy as np
+import numpy.typing as npt
+
 from tokenmill.backends.llvm.emit import Value
-from tokenmill.backends.llvm.epilogue import (
-    BLOCK_SIZE,
-    Epilogue,
-    cache_head,
-    kv_element,
-    load_pair,
-    load_value,
-)
+from tokenmill.backends.llvm.epilogue import Epilogue, load_pair, load_value
+from tokenmill.backends.llvm.kv_cache import store_keys, store_values, token_head
 from tokenmill.backends.llvm.lanes import F32
 from tokenmill.backends.llvm.packing import (
     CHUNK_K,
     CHUNKS,
     PACKINGS,
+    PAIR_ROWS,
     Packing,
     RowOrder,
-    padded_head,
-    stored_dims,
 )
 from tokenmill.backends.llvm.scope import Scope, Slot, pairs_of
 from tokenmill.ir.graph import Node
-from tokenmill.ir.order import GROUP, LANES
+from tokenmill.ir.order import GROUP, LANES, padded_head, stored_dims
 
 
 def lower_embed(scope: Scope, node: Node, dot: str) -> None:
@@ -184,38 +180,28 @@ def lower_rope(scope: Scope, node: Node) -> None:
 
 
 def lower_kv_write(scope: Scope, node: Node) -> None:
-    """A cache write that is not fused: keys and values in their own order, one by one."""
+    """A cache write that is not fused: each head is brought into stored order first."""
     f = scope.f
     head_dim, to = node.integer("head_dim"), node.string("to")
-    heads = int(node.result.type.shape[0])
+    heads, stored = int(node.result.type.shape[0]), padded_head(head_dim)
+    slot = f.variable(f"<{stored} x float>")
+    scratch = Value(f, slot.text, "ptr")
     with scope.share(scope.load("T")) as t, f.loop(0, heads) as head:
-        keys = scope.row_address(node.operands[0], t).at(head * (4 * head_dim))
-        values = scope.row_address(node.operands[1], t).at(head * (4 * head_dim))
-        key_place = cache_head(scope, "keys", t, head, node)
-        value_place = cache_head(scope, "values", t, head, node)
-        offset = f.widen(scope.element("positions", t) & (BLOCK_SIZE - 1))
-        for stored, d in enumerate(stored_dims(head_dim, is_turned=True)):
-            if d >= 0:
-                at = _key_offset(stored, to)
-                element = f.load("float", keys.at(4 * int(d)))
-                store_element(scope, element, key_place.at(at).at(offset * 4), to)
-        size = kv_element(to)
-        row = value_place.at(offset * (padded_head(head_dim) * size))
-        for d in range(head_dim):
-            store_element(scope, f.load("float", values.at(4 * d)), row.at(d * size), to)
+        for field, name in zip(("keys", "values"), node.operands[:2], strict=True):
+            source = scope.row_address(name, t).at(head * (4 * head_dim))
+            _store_head(scope, source, scratch, stored_dims(head_dim, is_turned=field == "keys"))
+            place = token_head(scope, field, t, head, node)
+            with f.loop(0, stored // PAIR_ROWS) as pair:
+                values = load_pair(scope, scratch, pair)
+                if field == "keys":
+                    store_keys(scope, values, place, pair, t, to)
+                else:
+                    store_values(scope, values, place, pair, t, head_dim, to)
 
 
-def _key_offset(stored: int, to: str) -> int:
-    """Bytes from the start of a head's keys to dimension `stored` of position 0."""
-    if to == "bf16":
-        return (stored // 2) * BLOCK_SIZE * 4 + (stored % 2) * 2
-    return stored * BLOCK_SIZE * 4
-
-
-def store_element(scope: Scope, value: Value, place: Value, to: str) -> None:
-    """One float32 as an element of the cache."""
-    if to == "bf16":
-        vector = scope.lanes.f32_to_bf16(scope.lanes.splat(value))
-        scope.f.store(scope.f.extract(vector, 0), place)
-    else:
-        scope.f.store(value, place)
+def _store_head(scope: Scope, source: Value, scratch: Value, dims: npt.NDArray[np.intp]) -> None:
+    """Copy one head from its own order to stored order, element by element."""
+    f = scope.f
+    for place, dim in enumerate(dims.tolist()):
+        value = f.load("float", source.at(4 * dim)) if dim >= 0 else f.const("float", 0.0)
+        f.store(value, scratch.at(4 * place))

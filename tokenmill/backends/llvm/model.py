@@ -17,7 +17,7 @@ from tokenmill.backends.base import (
     StepOutput,
 )
 from tokenmill.backends.llvm.context import Context
-from tokenmill.backends.llvm.epilogue import head_bytes
+from tokenmill.backends.llvm.kv_cache import head_bytes
 from tokenmill.backends.llvm.lower import Program
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import round_up

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.ir.formats import FORMATS, Array, Weight
-from tokenmill.ir.order import GROUP, LANES
+from tokenmill.ir.order import GROUP, LANES, padded_head, stored_dims
 
 CHUNK_K = 8
 CHUNKS = GROUP // CHUNK_K
@@ -155,28 +155,6 @@ def pack_vector(values: npt.NDArray[np.float32], rows: npt.NDArray[np.intp]) -> 
     out = np.zeros(len(rows), np.float32)
     out[rows >= 0] = values[rows[rows >= 0]]
     return out.view(np.uint8)
-
-
-def padded_head(head_dim: int) -> int:
-    """Stored dimensions of a head: each half filled up to whole vectors."""
-    return 2 * round_up(-(-head_dim // 2), LANES)
-
-
-def stored_dims(head_dim: int, *, is_turned: bool) -> npt.NDArray[np.intp]:
-    """Which dimension lies where in a stored head; -1 is filling.
-
-    Queries and keys are turned in pairs (d, d + D/2), so vectors of the two halves alternate:
-    both ends of a pair lie in the same lane of neighbouring vectors. Values lie as they are.
-    """
-    size = padded_head(head_dim)
-    dims = np.full(size, -1, np.intp)
-    if not is_turned:
-        dims[:head_dim] = np.arange(head_dim)
-        return dims
-    half = head_dim // 2
-    halves = np.full((2, size // 2), -1, np.intp)
-    halves[0, :half], halves[1, : head_dim - half] = np.arange(half), np.arange(half, head_dim)
-    return halves.reshape(2, -1, LANES).swapaxes(0, 1).reshape(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ import numpy.typing as npt
 
 from tokenmill.backends.llvm.lower import Program, WeightEntry
 from tokenmill.backends.llvm.memory import Arena
-from tokenmill.backends.llvm.packing import pack_matrix, pack_vector, padded_head, round_up
+from tokenmill.backends.llvm.packing import pack_matrix, pack_vector, round_up
 from tokenmill.backends.llvm.scope import Slot
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.numerics import rope_angles
-from tokenmill.ir.order import GROUP, LANES
+from tokenmill.ir.order import GROUP, LANES, padded_head
 
 _ALIGN = 64
 _SLICE_ROWS = 4096
