@@ -13,7 +13,6 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite.binding import ffi
 
-from tokenmill.backends.llvm.libcalls import half_conversions_ir
 from tokenmill.backends.llvm.target import Row, initialize, make_target_machine
 
 SHORT_PIPELINE = (
@@ -42,7 +41,7 @@ def compile_object(ir_text: str, row: Row, *, opt_level: int = 1) -> bytes:
     Raises InvalidIrError if LLVM refuses the module.
     """
     machine = make_target_machine(row)
-    return _emit_object(_optimized(ir_text, row, machine, opt_level), machine)
+    return _emit_object(_optimized(ir_text, machine, opt_level), machine)
 
 
 def compile_objects(
@@ -60,14 +59,14 @@ def compile_objects(
 
 def optimized_ir(ir_text: str, row: Row, function: str | None = None, *, opt_level: int = 1) -> str:
     """The module's IR as the code generator receives it, or one function of it."""
-    module = _optimized(ir_text, row, make_target_machine(row), opt_level)
+    module = _optimized(ir_text, make_target_machine(row), opt_level)
     return str(module if function is None else module.get_function(function))
 
 
 def assembly(ir_text: str, row: Row, function: str | None = None, *, opt_level: int = 1) -> str:
     """The module's assembly, or one function of it. Raises KeyError for an unknown function."""
     machine = make_target_machine(row)
-    text = str(machine.emit_assembly(_optimized(ir_text, row, machine, opt_level)))
+    text = str(machine.emit_assembly(_optimized(ir_text, machine, opt_level)))
     if function is None:
         return text
     name = re.escape(function)
@@ -77,10 +76,8 @@ def assembly(ir_text: str, row: Row, function: str | None = None, *, opt_level: 
     return found[0]
 
 
-def _optimized(
-    ir_text: str, row: Row, machine: llvm.TargetMachine, opt_level: int
-) -> llvm.ModuleRef:
-    module = _parse(ir_text if row.has_half else ir_text + half_conversions_ir())
+def _optimized(ir_text: str, machine: llvm.TargetMachine, opt_level: int) -> llvm.ModuleRef:
+    module = _parse(ir_text)
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)

@@ -93,9 +93,11 @@ class Lanes:
         if self.row.has_half:
             return f.cast("fpext", x, "float")
         bits = f.cast("zext", f.bitcast(x, I16), "i32")
-        magnitude = f.bitcast((bits & 0x7FFF) << 13, F32) * 2.0**112
+        magnitude = (bits & 0x7FFF) << 13
+        finite = f.bitcast(f.bitcast(magnitude, F32) * 2.0**112, I32)
+        is_finite = (bits & 0x7C00).compare("ne", 0x7C00)
         sign = (bits & 0x8000) << 16
-        return f.bitcast(f.bitcast(magnitude, I32) | sign, F32)
+        return f.bitcast(f.select(is_finite, finite, magnitude | 0x7F800000) | sign, F32)
 
     def bf16_to_f32(self, x: Value) -> Value:
         """16-bit lanes that hold bfloat16 to float32."""

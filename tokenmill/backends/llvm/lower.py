@@ -11,7 +11,7 @@ from functools import partial
 
 from tokenmill.backends.llvm.emit import Function, Module, Value
 from tokenmill.backends.llvm.lower_attention import lower_attention
-from tokenmill.backends.llvm.lower_linear import LinearLowering, segments_of, stored_orders
+from tokenmill.backends.llvm.lower_linear import LinearLowering, Segment, segments_of, stored_orders
 from tokenmill.backends.llvm.lower_rows import (
     copy_row,
     lower_elementwise,
@@ -81,6 +81,11 @@ def lower_alone(graph: Graph, options: Options, node: Node) -> Module:
     alone = _Lowering(graph, options, whole.tables, only=node)
     alone.run()
     return alone.module
+
+
+def segments_in(function: GraphFunction, node: Node) -> list[Segment]:
+    """The linears of a node, those together that are walked together."""
+    return segments_of(node, stored_orders(node, _queries(function, node)))
 
 
 class _Lowering:
@@ -226,8 +231,7 @@ class _Lowering:
         elif node.op == "barrier":
             self.barrier(scope)
         elif "linear" in ops:
-            orders = stored_orders(node, _queries(function, node))
-            LinearLowering(scope, node, segments_of(node, orders)).emit()
+            LinearLowering(scope, node, segments_in(function, node)).emit()
         elif "attention" in ops:
             counter = scope.layer * self.max_attentions() + attentions
             lower_attention(scope, node, _write_of(function, node), counter)

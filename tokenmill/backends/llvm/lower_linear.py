@@ -130,9 +130,10 @@ class LinearLowering:
         """All pairs, two at a time while rows are few; each over all rows."""
         finish = self.epilogue_function(segment)
         is_alone = len(segment.linears) == 1
+        is_few = self.total.compare("sgt", 0) & self.total.compare("sle", WIDE_ROWS)
         wide_stop = self.f.variable("i64", start)
         if is_alone:
-            with self.f.when(self.total.compare("sle", WIDE_ROWS)):
+            with self.f.when(is_few):
                 wide_stop.set(start + ((stop - start) & -2))
             with self.f.loop(start, wide_stop.get(), 2) as pair:
                 self.tile_call(segment.linears, [pair, pair + 1], self.const(0), self.total, out)

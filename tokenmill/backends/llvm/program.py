@@ -17,7 +17,7 @@ from tokenmill.backends.llvm.scope import Buffer, Slot
 from tokenmill.backends.llvm.tiles import WIDE_ROWS, Tile, emit_tile
 from tokenmill.ir.graph import Graph, Type
 from tokenmill.ir.text import print_graph
-from tokenmill.passes.pipeline import SPMD_PASSES, numeric_passes, run_passes
+from tokenmill.passes.pipeline import SPMD_PASSES, NamedPass, numeric_passes, run_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,14 @@ def compile_program(
 
 
 def optimize(graph: Graph, formats: Mapping[str, str], numerics: Numerics) -> Graph:
-    """All passes of this backend."""
+    """The graph after all passes of this backend."""
+    return run_passes(graph, passes_of(formats, numerics))
+
+
+def passes_of(formats: Mapping[str, str], numerics: Numerics) -> tuple[NamedPass, ...]:
+    """All passes of this backend, in order."""
     passes = numeric_passes(formats=formats, activations=numerics.activations, cache=numerics.cache)
-    return run_passes(graph, (*passes, *SPMD_PASSES))
+    return (*passes, *SPMD_PASSES)
 
 
 # -- the manifest: a program without its code, as JSON
