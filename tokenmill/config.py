@@ -26,6 +26,10 @@ class EngineConfig:
     max_num_seqs: int = 64  # sequences that run at the same time
     max_num_batched_tokens: int = 512  # tokens in one step
     kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    speculative: str = "off"  # "off", "ngram", or a draft model with the same tokenizer
+    num_speculative_tokens: int = 4  # guesses for one sequence in one step, at most
+    max_waiting: int | None = None  # requests that wait before another is refused
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -39,6 +43,10 @@ class EngineConfig:
         _check_count("max_num_seqs", self.max_num_seqs, least=1)
         _check_count("max_num_batched_tokens", self.max_num_batched_tokens, least=1)
         _check_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes, least=1)
+        _check_count("num_speculative_tokens", self.num_speculative_tokens, least=1)
+        if not self.speculative:
+            raise UsageError("speculative is empty: give off, ngram or the name of a draft model")
+        _check_count("max_waiting", self.max_waiting, least=0)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

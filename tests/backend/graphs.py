@@ -39,8 +39,8 @@ class Case:
         )
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:
-        """How hypothesis shows a case that fails."""
-        printer.text(repr(self))  # type: ignore[attr-defined]
+        """How hypothesis shows the case among the arguments of a test that fails."""
+        printer.text(repr(self).partition("\n")[0])  # type: ignore[attr-defined]
 
     @property
     def formats(self) -> dict[str, str]:
@@ -266,21 +266,25 @@ def cases(draw: st.DrawFn, activations: Sequence[str] = ("f32", "bf16", "int8"))
         graph=graph,
         weights=random_weights(graph, formats, seed=draw(st.integers(0, 2**32 - 1))),
         activations=draw(st.sampled_from(list(activations))),
-        cache=draw(st.sampled_from(("f32", "bf16"))),
+        cache=draw(st.sampled_from(("f32", "bf16", "int8"))),
         vocab_size=vocab_size - draw(st.sampled_from((0, 0, 3))),
     )
 
 
 def random_weights(graph: Graph, formats: Sequence[str], *, seed: int) -> dict[str, Weight]:
-    """Weights that keep the size of what goes through them, each in one of the formats."""
-    rng = np.random.default_rng(seed)
+    """Weights that keep the size of what goes through them, by full name.
+
+    One whose format is not chosen yet gets one of `formats`; all depend on name and seed only.
+    """
     weights = {}
     for name, kind in graph.weights().items():
+        rng = np.random.default_rng([seed, *name.encode()])
         *n, k = (int(d) for d in kind.shape)
         values = rng.standard_normal((*n, k), np.float32)
         if n:
             scaled = values if name == "embed" else values / np.float32(np.sqrt(k))
-            weights[name] = quantize(scaled, str(rng.choice(formats)))
+            chosen = str(rng.choice(formats)) if kind.dtype == "w" else kind.dtype
+            weights[name] = quantize(scaled, chosen)
         else:
             weights[name] = Weight(format="f32", quants=1 + values[None] / 4)
     return weights

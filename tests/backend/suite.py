@@ -15,7 +15,7 @@ from functools import partial
 from unittest.mock import patch
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from tests.backend.graphs import Case, cases
@@ -68,6 +68,7 @@ def run_check(check: Check, make_model: MakeModel, *, max_examples: int) -> None
     )
     @given(case=cases(), seed=st.integers(0, 2**32 - 1))
     def run(case: Case, seed: int) -> None:
+        note(repr(case))
         check(make_model, case, np.random.default_rng(seed))
 
     run()
@@ -192,7 +193,7 @@ def assert_close(
     kinds = (case.activations, case.cache)
     allowed = max(max(WORST_FLOORS[k] for k in kinds), SLACK * max(e.max() for e in disturbed))
     assert errors.max() <= allowed, f"error {errors.max():.1e}, noise explains {allowed:.1e}"
-    if 16 <= len(errors) and max(map(len, found)) <= SHORT:
+    if len(errors) >= 16 and max(map(len, found)) <= SHORT:
         noisy = max(np.quantile(e, 0.25) for e in disturbed)
         allowed = max(max(QUARTILE_FLOORS[k] for k in kinds), SLACK * noisy)
         quartile = np.quantile(errors, 0.25)

@@ -16,7 +16,7 @@ EXAMPLES = {None: 12, "portable": 3}
 
 
 @pytest.mark.parametrize("row", EXAMPLES)
-@pytest.mark.parametrize("check", (*CHECKS, check_same_bits), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*CHECKS, check_same_bits], ids=lambda check: check.__name__)
 def test_llvm_passes_the_suite(check: Check, row: str | None, tmp_path: Path) -> None:
     objects = ObjectCache(tmp_path)
 

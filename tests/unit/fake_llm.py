@@ -11,7 +11,13 @@ from types import SimpleNamespace
 from typing import Self
 
 from tokenmill.config import EngineConfig
-from tokenmill.engine.outputs import FinishReason, OutputDelta, RequestOutput, Timings
+from tokenmill.engine.outputs import (
+    CompletionOutput,
+    FinishReason,
+    OutputDelta,
+    RequestOutput,
+    Timings,
+)
 from tokenmill.sampling.params import SamplingParams
 
 PAUSE_S = 0.02
@@ -50,12 +56,19 @@ class FakeLLM:
             reason: FinishReason = "length" if len(said) == params.max_tokens else "stop"
             last = said[-1:] if reason == "length" else ""
             output = RequestOutput(
+                request_id="request-0",
                 prompt=None,
                 prompt_token_ids=[ord(char) for char in prompt],
-                text=said,
-                token_ids=[ord(char) for char in said],
-                finish_reason=reason,
-                stop_reason=None,
+                outputs=[
+                    CompletionOutput(
+                        index=0,
+                        text=said,
+                        token_ids=[ord(char) for char in said],
+                        logprobs=None,
+                        finish_reason=reason,
+                        stop_reason=None,
+                    )
+                ],
                 timings=Timings(first_token_s=0.5, total_s=1.5),
             )
             yield OutputDelta(

@@ -1,12 +1,21 @@
 """A compiled model that is no model: its next token is a hash of what the block tables show."""
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.backends.base import BLOCK_SIZE, SampleInput, StepInput, StepLimits, StepOutput
+from tokenmill.backends.base import (
+    BLOCK_SIZE,
+    Logprobs,
+    SampleInput,
+    StepInput,
+    StepLimits,
+    StepOutput,
+)
 from tokenmill.engine.sequence import Sequence
 
 
@@ -57,9 +66,10 @@ class FakeModel:
         self._forward(step)
         if step.sampling is None:
             return StepOutput(tokens=None, logits=None)
-        tokens = [self._sample(step, row) for row in range(len(step.rows))]
-        self._slots[step.sampling.slots] = tokens
-        return StepOutput(tokens=np.array(tokens, np.int32), logits=None)
+        tokens = np.array([self._sample(step, row) for row in range(len(step.rows))], np.int32)
+        kept = step.sampling.slots >= 0
+        self._slots[step.sampling.slots[kept]] = tokens[kept]
+        return StepOutput(tokens=tokens, logits=None, logprobs=self._logprobs(step, tokens))
 
     def close(self) -> None:
         assert self._posted is None, "a step is in flight"
@@ -82,6 +92,8 @@ class FakeModel:
             assert array.flags.c_contiguous
 
     def _forward(self, step: StepInput) -> None:
+        for source, target in [] if step.copies is None else step.copies.tolist():
+            self._cache[target] = self._cache[source]
         tokens = step.tokens.astype(np.int64)
         in_slots = tokens < 0
         tokens[in_slots] = self._slots[-tokens[in_slots] - 1]
@@ -93,12 +105,37 @@ class FakeModel:
 
     def _sample(self, step: StepInput, row: int) -> int:
         assert step.sampling is not None
+        seen = self._seen(step, row)
+        assert step.sampling.positions[row] == len(seen)
+        return next_token(
+            seen,
+            row_params(step.sampling, row),
+            self.limits.vocab_size,
+            allowed=row_mask(step.sampling, row),
+            biases=row_biases(step.sampling, row),
+        )
+
+    def _seen(self, step: StepInput, row: int) -> npt.NDArray[np.int64]:
+        """What the cache shows to a row: (token, position) [n, 2]."""
         index = step.rows[row]
-        num_known = int(step.positions[index]) + 1
-        assert step.sampling.positions[row] == num_known
         table = step.block_tables[step.sequences[index]]
-        seen = self._cache[table].reshape(-1, 2)[:num_known]
-        return next_token(seen, row_params(step.sampling, row), self.limits.vocab_size)
+        return self._cache[table].reshape(-1, 2)[: int(step.positions[index]) + 1]
+
+    def _logprobs(self, step: StepInput, tokens: npt.NDArray[np.int32]) -> Logprobs | None:
+        if step.logprobs is None:
+            return None
+        targets = np.where(step.logprobs.targets < 0, tokens, step.logprobs.targets)
+        rows = [
+            token_logprobs(self._seen(step, row), int(target), step.logprobs.top)
+            for row, target in enumerate(targets)
+        ]
+        logprobs, ranks, top_ids, top = zip(*rows, strict=True)
+        return Logprobs(
+            targets=np.array(logprobs, np.float32),
+            ranks=np.array(ranks, np.int32),
+            top_ids=np.array(top_ids, np.int32),
+            top=np.array(top, np.float32),
+        )
 
 
 def row_params(sampling: SampleInput, row: int) -> tuple[object, ...]:
@@ -119,17 +156,60 @@ def row_params(sampling: SampleInput, row: int) -> tuple[object, ...]:
     )
 
 
-def next_token(seen: npt.NDArray[np.int64], params: tuple[object, ...], vocab_size: int) -> int:
-    """A token from (token, position) pairs [n, 2] and sampling parameters."""
+def row_biases(sampling: SampleInput, row: int) -> dict[int, float]:
+    if sampling.biases is None:
+        return {}
+    start, end = sampling.biases.starts[row : row + 2]
+    ids, values = sampling.biases.ids[start:end].tolist(), sampling.biases.values[start:end]
+    assert len(set(ids)) == len(ids)
+    return dict(zip(ids, values.tolist(), strict=True))
+
+
+def row_mask(sampling: SampleInput, row: int) -> set[int] | None:
+    if sampling.masks is None or sampling.masks.rows[row] < 0:
+        return None
+    words = sampling.masks.words[sampling.masks.rows[row]]
+    return set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist())
+
+
+def next_token(
+    seen: npt.NDArray[np.int64],
+    params: tuple[object, ...],
+    vocab_size: int,
+    *,
+    allowed: set[int] | None = None,
+    biases: Mapping[int, float] | None = None,
+) -> int:
+    """A token from (token, position) pairs [n, 2] and sampling parameters.
+
+    Biases that forbid nothing count as parameters.
+    """
+    biases = biases or {}
+    forbidden = {token for token, bias in biases.items() if bias == -math.inf}
+    finite = sorted((token, bias) for token, bias in biases.items() if bias != -math.inf)
     digest = hashlib.blake2b(seen.tobytes(), digest_size=8)
-    digest.update(repr(params).encode())
-    return int.from_bytes(digest.digest(), "little") % vocab_size
+    digest.update(repr((params, finite)).encode())
+    number = int.from_bytes(digest.digest(), "little")
+    if allowed is None and not forbidden:
+        return number % vocab_size
+    choices = sorted((allowed or set(range(vocab_size))) - forbidden)
+    return choices[number % len(choices)]
+
+
+def token_logprobs(
+    seen: npt.NDArray[np.int64], token: int, num_top: int
+) -> tuple[float, int, list[int], list[float]]:
+    """Made-up logprob and rank of a token, and made-up likely ones with theirs."""
+    digest = hashlib.blake2b(seen.tobytes(), digest_size=4).digest()
+    base = int.from_bytes(digest, "little") % 997
+    return -(base + token) / 100, 30 + token, list(range(num_top)), [-i / 7 for i in range(num_top)]
 
 
 def expected_output(sequence: Sequence, vocab_size: int = 1000) -> list[int]:
     """What the fake model says to a fresh sequence when nothing at all goes wrong."""
-    tokens, params = list(sequence.tokens), sequence.params
+    tokens, params, rules = list(sequence.tokens), sequence.params, sequence.rules
     history = dict.fromkeys(tokens, 0)
+    allowed = None if params.allowed_token_ids is None else set(params.allowed_token_ids)
     while len(tokens) < sequence.length_limit:
         row = (
             _f32(0 if params.is_greedy else params.temperature),
@@ -143,12 +223,23 @@ def expected_output(sequence: Sequence, vocab_size: int = 1000) -> list[int]:
             len(tokens),
             sorted(history.items()) if params.has_penalties else [],
         )
-        seen = np.stack([np.array(tokens), np.arange(len(tokens))], axis=1).astype(np.int64)
-        tokens.append(next_token(seen, row, vocab_size))
+        biases = dict(rules.always)
+        output = tokens[sequence.prompt_len :]
+        if len(output) < params.min_tokens:
+            biases |= dict.fromkeys(sequence.stop_token_ids, -math.inf)
+        for word in rules.bad_words:
+            if output[len(output) - len(word) + 1 :] == list(word[:-1]):
+                biases[word[-1]] = -math.inf
+        tokens.append(next_token(seen_of(tokens), row, vocab_size, allowed=allowed, biases=biases))
         history[tokens[-1]] = history.get(tokens[-1], 0) + 1
         if tokens[-1] in sequence.stop_token_ids:
             break
     return tokens[sequence.prompt_len :]
+
+
+def seen_of(tokens: list[int]) -> npt.NDArray[np.int64]:
+    """What the cache shows where nothing at all goes wrong: (token, position) [n, 2]."""
+    return np.stack([np.array(tokens), np.arange(len(tokens))], axis=1).astype(np.int64)
 
 
 def _f32(value: float) -> float:

@@ -22,7 +22,6 @@ def test_long_work_is_a_line_now_and_then_in_a_log_file(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines() == [
         "fetching x: 1.0 MB of 3.0 MB",
         "fetching x: 3.0 MB of 3.0 MB",
-        "fetching x: 3.0 MB of 3.0 MB",
     ]
 
 

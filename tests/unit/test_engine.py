@@ -62,6 +62,7 @@ def make_llm(model: FakeModel | None = None, **changes: object) -> LLM:
         compiled=model or FakeModel(make_limits(blocks=24)),
         tokenizer=Letters(),
         chat_template=None,
+        generation_defaults={},
         config=SimpleNamespace(context_length=100),
     )
     vars(loaded).update(changes)
@@ -170,7 +171,7 @@ def test_closing_a_stream_frees_what_it_held() -> None:
         (output,) = llm.generate("a", GREEDY)
         assert output.num_output_tokens == 12
         assert len(model.steps) < 40
-        assert llm._engine._loop.scheduler.pool.num_free == model.limits.blocks
+        assert llm.engine._loop.scheduler.pool.num_free == model.limits.blocks
 
 
 def test_a_stream_checks_at_once_and_starts_with_the_first_piece(llm: LLM) -> None:
@@ -270,7 +271,7 @@ def test_ctrl_c_aborts_the_call_and_leaves_the_llm_usable() -> None:
         timer.join()
         (output,) = llm.generate("a", GREEDY)
         assert output.num_output_tokens == 12
-        assert not llm._engine._live
+        assert not llm.engine._live
 
 
 def test_closing_ends_what_runs_and_refuses_what_comes() -> None:

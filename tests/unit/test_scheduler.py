@@ -72,14 +72,16 @@ def test_only_a_sequence_that_catches_up_samples() -> None:
     assert scheduler.schedule().sampled == [first, second]
 
 
-def test_admission_is_in_order_of_arrival_even_past_a_prompt_that_would_fit() -> None:
-    scheduler = Scheduler(make_limits(blocks=4, tokens=64))
-    running, large, small = sequence(20), sequence(40), sequence(1)
-    for each in (running, large, small):
+def test_nobody_overtakes_a_prompt_that_waits_for_room() -> None:
+    scheduler = Scheduler(make_limits(blocks=4, tokens=16))
+    running, large, small = sequence(20), sequence(40, start=1), sequence(1, start=2)
+    scheduler.add(running)
+    scheduler.schedule()
+    for each in (large, small):
         scheduler.add(each)
     scheduler.schedule()
     assert scheduler.running == [running]
-    assert list(scheduler.waiting) == [large, small]
+    assert scheduler.waiting == [large, small]
 
 
 def test_no_more_sequences_run_than_there_are_slots() -> None:
@@ -97,10 +99,10 @@ def test_the_youngest_makes_room_for_the_oldest() -> None:
     wanted = [expected_output(each) for each in (old, young)]
     loop.scheduler.add(old)
     loop.scheduler.add(young)
-    while not loop.scheduler.num_preemptions:
+    while not loop.scheduler.counters.num_preemptions:
         loop.turn()
     assert loop.scheduler.running == [old]
-    assert list(loop.scheduler.waiting) == [young]
+    assert loop.scheduler.waiting == [young]
     run(loop)
     assert [old.output, young.output] == wanted
 
@@ -256,8 +258,8 @@ def test_every_sequence_says_the_same_whatever_the_company(
                 loop.scheduler.check()
         loop.turn()
         loop.scheduler.check()
-        unfinished = [*loop.scheduler.running, *loop.scheduler.waiting]
-        assert unfinished == [each for each in arrived if each.finish_reason is None]
+        unfinished = {*loop.scheduler.running, *loop.scheduler.waiting}
+        assert unfinished == {each for each in arrived if each.finish_reason is None}
         turn += 1
         assert turn < 3000, "it does not end"
     loop.scheduler.pool.check([])

@@ -14,10 +14,12 @@ import tokenmill
 from tokenmill.cli.exits import run_guarded
 
 COMMANDS = {
+    "serve": "serve a model over HTTP, as OpenAI's API has it",
     "run": "generate text from a prompt",
     "chat": "talk with a model",
     "pull": "fetch a model and verify it",
     "models": "list the models that have a short name, and those on disk",
+    "bench": "measure a server, or the engine in this process",
     "explain": "show the life of one operation, from the model to machine code",
 }
 """Each is a module of that name: `add_arguments(parser)`, and a function of the same name which
@@ -68,7 +70,7 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     subparsers = {
         name: commands.add_parser(
-            name, help=text, description=f"{text.capitalize()}.", allow_abbrev=False
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
         for name, text in COMMANDS.items()
     }

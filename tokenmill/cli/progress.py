@@ -90,6 +90,7 @@ class _LineTask:
         self._description = description
         self._total_bytes = total_bytes
         self._done_bytes = 0
+        self._told_bytes: int | None = None
         self._started_s = self._told_s = time.monotonic()
 
     def advance(self, num_bytes: int) -> None:
@@ -99,10 +100,12 @@ class _LineTask:
             self._tell()
 
     def finish(self) -> None:
-        if time.monotonic() - self._started_s > PATIENCE_S:
+        took_long = time.monotonic() - self._started_s > PATIENCE_S
+        if took_long and self._told_bytes != self._done_bytes:
             self._tell()
 
     def _tell(self) -> None:
+        self._told_bytes = self._done_bytes
         done = format_bytes(self._done_bytes)
         total = f" of {format_bytes(self._total_bytes)}" if self._total_bytes else ""
         print(f"{self._description}: {done}{total}", file=sys.stderr, flush=True)

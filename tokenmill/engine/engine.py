@@ -1,58 +1,105 @@
 """The engine: one thread that runs the step loop, and the way in from all other threads."""
 
 import threading
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from queue import SimpleQueue
 
 from tokenmill.backends.base import CompiledModel
-from tokenmill.engine.request import Request
+from tokenmill.engine.request import Delivery, EngineDeadError, Request, Sample, Sink
 from tokenmill.engine.sequence import Sequence
+from tokenmill.engine.speculation import Speculator
+from tokenmill.engine.stats import (
+    STEP_TOKEN_BOUNDS,
+    BlockMap,
+    EngineStats,
+    Heartbeat,
+    Histogram,
+)
 from tokenmill.engine.step_loop import StepLoop
-from tokenmill.errors import UsageError
+from tokenmill.errors import CapacityError, TokenmillError, UsageError
 
 
-class EngineDeadError(RuntimeError):
-    """The engine's thread ended with an error, which is the cause of this one."""
+class QueueFullError(CapacityError):
+    """As many requests wait as may wait; it may be tried again later."""
+
+
+class DrainingError(TokenmillError):
+    """The engine takes no new requests, since it is about to end."""
 
 
 class Engine:
     """Serves requests with one compiled model, which it owns and closes.
 
-    `submit`, `abort` and `close` may be called from any thread; what they ask for is done by the
-    engine's thread between two steps. Every request that was submitted gets its last delta or
-    an error, whatever happens.
+    All methods may be called from any thread; what they ask for is done by the engine's thread
+    between two steps. Every request that was submitted gets its last delta or an error, whatever
+    happens.
     """
 
-    def __init__(self, compiled: CompiledModel) -> None:
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        *,
+        has_prefix_cache: bool = True,
+        speculator: Speculator | None = None,
+        max_waiting: int | None = None,
+    ) -> None:
         self._compiled = compiled
-        self._loop = StepLoop(compiled)
-        self._live: dict[Sequence, Request] = {}
+        self._loop = StepLoop(compiled, has_prefix_cache=has_prefix_cache, speculator=speculator)
+        self._max_waiting = max_waiting
+        self._live: dict[Sequence, tuple[Request, Sample]] = {}
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        # Guards _live's growth, _is_open and _error; reentrant, since a garbage collection may
-        # call `close` from anywhere.
-        self._lock = threading.RLock()
+        self._outbox: dict[Sink, list[Delivery]] = {}
+        # Guards _live's growth and the flags; reentrant, since a garbage collection may call
+        # `close` from anywhere. Whoever waits for it is told when nothing is live any more.
+        self._lock = threading.Condition(threading.RLock())
         self._is_open = True
+        self._is_draining = False
         self._error: BaseException | None = None
-        self._is_closing = False  # the engine thread's own
+        self._beat_s = time.monotonic()
+        self._is_paused = False  # this and the next: the engine thread's own
+        self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="tokenmill-engine", daemon=True)
         self._thread.start()
 
     def submit(self, requests: SequenceOf[Request]) -> None:
-        """Queue requests together; raises EngineDeadError or, after `close`, UsageError."""
+        """Queue requests together, all or none.
+
+        Raises EngineDeadError, QueueFullError, DrainingError or, after `close`, UsageError.
+        """
+        sequences = {s.sequence: (request, s) for request in requests for s in request.samples}
         for request in requests:
             request.start_clock()
         with self._lock:
-            if self._error is not None:
-                raise _dead(self._error)
-            if not self._is_open:
-                raise UsageError("the LLM is closed: make a new one")
-            self._live.update((request.sequence, request) for request in requests)
-            self._commands.put(lambda: self._add(requests))
+            self._check_open(len(sequences))
+            if not self._live:
+                self._beat_s = time.monotonic()
+            self._live.update(sequences)
+            self._commands.put(lambda: self._add(list(sequences)))
 
     def abort(self, requests: SequenceOf[Request]) -> None:
-        """End requests early with finish reason "abort"; those that have ended stay as they are."""
+        """End requests early with finish reason "abort"; those that have ended stay as they are.
+
+        Their blocks are free before the next step is planned.
+        """
         self._commands.put(lambda: self._abort(requests))
+
+    def pause(self) -> None:
+        """Start no step until `resume`; requests keep what they have, and new ones queue up."""
+        self._commands.put(lambda: self._set_paused(True))
+
+    def resume(self) -> None:
+        self._commands.put(lambda: self._set_paused(False))
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Take no more requests, and wait until all that are there have ended.
+
+        False: after `timeout_s` some had not, and they still run.
+        """
+        with self._lock:
+            self._is_draining = True
+            return self._lock.wait_for(lambda: not self._live, timeout_s)
 
     def close(self) -> None:
         """Abort what runs, end the thread and free the model; a second call does nothing."""
@@ -63,12 +110,70 @@ class Engine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def stats(self) -> EngineStats:
+        """Counts of what is there and of what has been done."""
+        scheduler = self._loop.scheduler
+        counters, pool = scheduler.counters, scheduler.pool
+        num_running = len(scheduler.running)
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=max(0, len(self._live) - num_running),
+            num_blocks=pool.num_blocks,
+            num_used_blocks=pool.num_blocks - pool.num_free,
+            num_cached_blocks=pool.num_cached,
+            num_steps=counters.num_steps,
+            num_preemptions=counters.num_preemptions,
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
+            prefix_cache_queries=counters.prefix_cache_queries,
+            prefix_cache_hits=counters.prefix_cache_hits,
+            draft_tokens=counters.draft_tokens,
+            accepted_tokens=counters.accepted_tokens,
+            step_tokens=Histogram(
+                STEP_TOKEN_BOUNDS, tuple(counters.step_tokens), counters.step_tokens_sum
+            ),
+        )
+
+    def block_map(self) -> BlockMap:
+        """What each block of the KV cache is used for."""
+        references, is_named = self._loop.scheduler.pool.snapshot()
+        states = bytes(
+            BlockMap.USED if count else BlockMap.CACHED if named else BlockMap.FREE
+            for count, named in zip(references, is_named, strict=True)
+        )
+        return BlockMap(states, tuple(references))
+
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            is_alive=self._error is None and self._thread.is_alive(),
+            is_paused=self._is_paused,
+            has_work=bool(self._live),
+            idle_s=time.monotonic() - self._beat_s,
+        )
+
+    def _check_open(self, num_new: int) -> None:
+        if self._error is not None:
+            raise _dead(self._error)
+        if not self._is_open:
+            raise UsageError("the LLM is closed: make a new one")
+        if self._is_draining:
+            raise DrainingError("the server is shutting down: send the request to another")
+        if self._max_waiting is None:
+            return
+        room = self._loop.scheduler.max_running + self._max_waiting
+        is_over = len(self._live) + num_new > room
+        if is_over or len(self._loop.scheduler.waiting) > self._max_waiting:
+            raise QueueFullError(
+                f"{self._max_waiting} requests wait already, which is the limit: try again later"
+            )
+
     def _run(self) -> None:
         try:
             self._serve()
         except BaseException as error:
             self._fail(error)
         finally:
+            self._loop.close()
             self._compiled.close()
 
     def _serve(self) -> None:
@@ -77,50 +182,75 @@ class Engine:
             if self._is_closing:
                 return self._loop.drain()
             for sequence in self._loop.turn():
-                self._live[sequence].note_token()
-                self._advance(self._live[sequence])
+                request, sample = self._live[sequence]
+                request.note_token()
+                self._advance(request, sample)
+            self._beat_s = time.monotonic()
+            self._flush()
 
     def _obey(self) -> None:
         """Carry out what was asked for; without work, wait for it."""
-        while not self._loop.has_work and not self._is_closing:
+        while (self._is_paused or not self._loop.has_work) and not self._is_closing:
             self._commands.get()()
+            self._flush()
         while not self._commands.empty():
             self._commands.get()()
+        self._flush()
 
-    def _add(self, requests: SequenceOf[Request]) -> None:
-        for request in requests:
-            self._loop.scheduler.add(request.sequence)
+    def _add(self, sequences: SequenceOf[Sequence]) -> None:
+        for sequence in sequences:
+            self._loop.scheduler.add(sequence)
 
     def _abort(self, requests: SequenceOf[Request]) -> None:
         for request in requests:
-            if request.sequence in self._live:
-                self._loop.scheduler.finish(request.sequence, "abort")
-                self._advance(request)
+            for sample in request.samples:
+                if sample.sequence in self._live:
+                    self._loop.scheduler.finish(sample.sequence, "abort")
+                    self._advance(request, sample)
+
+    def _set_paused(self, is_paused: bool) -> None:
+        self._is_paused = is_paused
+        self._beat_s = time.monotonic()
 
     def _stop(self) -> None:
-        self._abort(list(self._live.values()))
+        self._abort([request for request, _ in self._live.values()])
         self._is_closing = True
 
-    def _advance(self, request: Request) -> None:
+    def _advance(self, request: Request, sample: Sample) -> None:
         """Deliver what is due; a stop string in the text ends the sequence here."""
-        if not request.is_due:
+        if not request.is_due(sample):
             return
-        delta = request.decode()
-        if request.text.matched is not None:
-            self._loop.scheduler.finish(request.sequence, "stop", request.text.matched)
-        if request.sequence.finish_reason is not None:
-            del self._live[request.sequence]
-            request.deliver(request.closed(delta))
-        elif request.is_streaming:
-            request.deliver(delta)
+        sequence = sample.sequence
+        delta = sample.decode()
+        if sample.text.matched is not None:
+            self._loop.scheduler.finish(sequence, "stop", sample.text.matched)
+        if sequence.finish_reason is not None:
+            delta = request.close(sample, delta)
+            self._forget(sequence)
+        if request.is_streaming or delta.output is not None:
+            self._outbox.setdefault(request.sink, []).append(Delivery(request, delta))
+
+    def _forget(self, sequence: Sequence) -> None:
+        with self._lock:
+            del self._live[sequence]
+            if not self._live:
+                self._lock.notify_all()
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for sink, deliveries in outbox.items():
+            sink(deliveries)
 
     def _fail(self, error: BaseException) -> None:
         """Let everybody know who waits, and everybody who comes later."""
         with self._lock:
             self._error = error
-        for request in self._live.values():
-            request.deliver(_dead(error))
-        self._live.clear()
+            requests = dict.fromkeys(request for request, _ in self._live.values())
+            self._live.clear()
+            self._lock.notify_all()
+        for request in requests:
+            self._outbox.setdefault(request.sink, []).append(Delivery(request, _dead(error)))
+        self._flush()
 
 
 def _dead(error: BaseException) -> EngineDeadError:

@@ -2,14 +2,16 @@
 
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
+from dataclasses import asdict, replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from tokenmill.backends.base import BLOCK_SIZE
+from tokenmill.backends.base import BLOCK_SIZE, StepLimits
 from tokenmill.config import EngineConfig
+from tokenmill.engine.draft_model import DraftModel
 from tokenmill.engine.engine import Engine
+from tokenmill.engine.intake import Intake
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
 from tokenmill.engine.prompts import (
     Conversation,
@@ -17,13 +19,11 @@ from tokenmill.engine.prompts import (
     Prompts,
     conversation_list,
     prompt_list,
-    prompt_text_and_ids,
 )
-from tokenmill.engine.request import Request
-from tokenmill.engine.sequence import make_sequence
-from tokenmill.engine.text_stream import TextStream
+from tokenmill.engine.request import Delivery, EngineDeadError, Event, Request, Sink
+from tokenmill.engine.speculation import NgramDrafter, Speculator
 from tokenmill.errors import UsageError
-from tokenmill.sampling.params import SamplingParams, sequence_seed
+from tokenmill.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from tokenmill.models.loader import LoadedModel
@@ -50,11 +50,15 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         kv_cache_memory_bytes: int | None = None,
+        enable_prefix_caching: bool = True,
+        speculative: str = "off",
+        num_speculative_tokens: int = 4,
+        max_waiting: int | None = None,
         offline: bool = False,
         progress: "Progress | None" = None,
         loaded: "LoadedModel | None" = None,
     ) -> None:
-        config = EngineConfig(
+        self.config = EngineConfig(
             model=model,
             quantization=quantization,
             activations=activations,
@@ -64,17 +68,38 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            enable_prefix_caching=enable_prefix_caching,
+            speculative=speculative,
+            num_speculative_tokens=num_speculative_tokens,
+            max_waiting=max_waiting,
             offline=offline,
         )
-        self.loaded = loaded or _load(config, progress)
-        self._limits = self.loaded.compiled.limits
+        self.loaded = loaded or _load(self.config, progress)
+        limits = self.loaded.compiled.limits
         self.max_model_len = min(
             max_model_len or self.loaded.config.context_length,
             self.loaded.config.context_length,
-            self._limits.blocks_per_sequence * BLOCK_SIZE,
+            limits.blocks_per_sequence * BLOCK_SIZE,
         )
-        self._engine = Engine(self.loaded.compiled)
-        self._close = weakref.finalize(self, self._engine.close)
+        self._intake = Intake(self.loaded.tokenizer, limits, self.max_model_len)
+        self.engine = Engine(
+            self.loaded.compiled,
+            has_prefix_cache=enable_prefix_caching,
+            speculator=_speculator(self.config, limits, progress),
+            max_waiting=max_waiting,
+        )
+        self._close = weakref.finalize(self, self.engine.close)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: EngineConfig,
+        *,
+        progress: "Progress | None" = None,
+        loaded: "LoadedModel | None" = None,
+    ) -> Self:
+        """The same, from a configuration."""
+        return cls(**asdict(config), progress=progress, loaded=loaded)
 
     def generate(
         self,
@@ -91,28 +116,23 @@ class LLM:
         Raises UsageError or CapacityError that names the prompt, before anything runs.
         """
         listed = prompt_list(prompts)
-        params = _params_list(sampling_params, len(listed))
-        events: SimpleQueue[tuple[int, OutputDelta | Exception]] = SimpleQueue()
+        params = self._params_list(sampling_params, len(listed))
+        events: SimpleQueue[list[Delivery]] = SimpleQueue()
         requests = [
-            self._request(
-                prompt, params[index], name=f"prompt {index}", deliver=partial(_put, events, index)
-            )
+            self.make_request(prompt, params[index], name=f"prompt {index}", sink=events.put)
             for index, prompt in enumerate(listed)
         ]
-        outputs: dict[int, RequestOutput] = {}
+        outputs: dict[Request, RequestOutput] = {}
         try:
-            self._engine.submit(requests)
+            self.engine.submit(requests)
             while len(outputs) < len(requests):
-                index, event = events.get()
-                if isinstance(event, Exception):
-                    raise event
-                assert event.output is not None
-                outputs[index] = event.output
-                if progress:
-                    progress(len(outputs), len(requests))
+                for request, event in events.get():
+                    outputs[request] = _finished(event)
+                    if progress:
+                        progress(len(outputs), len(requests))
         finally:
-            self._engine.abort(requests)
-        return [outputs[index] for index in range(len(requests))]
+            self.engine.abort(requests)
+        return [outputs[request] for request in requests]
 
     def chat(
         self,
@@ -139,15 +159,42 @@ class LLM:
 
         Errors in the arguments are raised here; the request starts with the first `next`.
         """
-        events: SimpleQueue[OutputDelta | Exception] = SimpleQueue()
-        request = self._request(
-            prompt,
-            params or SamplingParams(),
-            name="the prompt",
-            deliver=events.put,
-            is_streaming=True,
-        )
+        events: SimpleQueue[list[Delivery]] = SimpleQueue()
+        request = self.make_request(prompt, params, sink=events.put, is_streaming=True)
         return self._follow(request, events)
+
+    def make_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        sink: Sink,
+        name: str = "the prompt",
+        request_id: str | None = None,
+        is_streaming: bool = False,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Request:
+        """A request for `engine.submit`, which tells `sink` of it.
+
+        The lower its `priority`, the sooner it runs. It finds the beginning of its prompt only in
+        the cache of requests with the same `cache_salt`. `name` begins the messages of errors:
+        UsageError or CapacityError where the request could never run.
+        """
+        return self._intake.make_request(
+            prompt,
+            self.default_params() if params is None else params,
+            sink=sink,
+            name=name,
+            request_id=request_id,
+            is_streaming=is_streaming,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+
+    def default_params(self, **given: object) -> SamplingParams:
+        """Parameters from what is given, and for the rest what the model's makers recommend."""
+        return SamplingParams.with_defaults(self.loaded.generation_defaults, **given)
 
     def close(self) -> None:
         """Abort what runs and free the model; a second call does nothing."""
@@ -164,51 +211,43 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        name: str,
-        deliver: Callable[[OutputDelta | Exception], None],
-        is_streaming: bool = False,
-    ) -> Request:
-        from tokenmill.models.detokenizer import Detokenizer
-
-        tokenizer = self.loaded.tokenizer
-        text, ids = prompt_text_and_ids(name, prompt, tokenizer.encode)
-        sequence = make_sequence(
-            name,
-            ids,
-            params,
-            seed=sequence_seed(params.seed, 0),
-            eos_ids=tokenizer.eos_ids,
-            limits=self._limits,
-            max_model_len=self.max_model_len,
-        )
-        decoder = Detokenizer(tokenizer, params.skip_special_tokens, is_continuation=True)
-        return Request(
-            prompt=text,
-            sequence=sequence,
-            text=TextStream(decoder, vocab_size=tokenizer.vocab_size, stop=params.stop),
-            deliver=deliver,
-            is_streaming=is_streaming,
-        )
-
     def _follow(
-        self, request: Request, events: "SimpleQueue[OutputDelta | Exception]"
+        self, request: Request, events: "SimpleQueue[list[Delivery]]"
     ) -> Generator[OutputDelta, None, None]:
         try:
-            self._engine.submit([request])
+            self.engine.submit([request])
             while True:
-                event = events.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-                if event.finish_reason is not None:
-                    return
+                for _, event in events.get():
+                    if isinstance(event, EngineDeadError):
+                        raise event
+                    yield event
+                    if event.output is not None:
+                        return
         finally:
-            self._engine.abort([request])
+            self.engine.abort([request])
+
+    def _params_list(
+        self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> Sequence[SamplingParams]:
+        if sampling_params is None:
+            return [self.default_params()] * count
+        if isinstance(sampling_params, SamplingParams):
+            return [sampling_params] * count
+        if not all(isinstance(params, SamplingParams) for params in sampling_params):
+            raise UsageError("sampling_params must be a SamplingParams or a list of them")
+        if len(sampling_params) != count:
+            raise UsageError(
+                f"{len(sampling_params)} sampling_params for {count} prompts: one each"
+            )
+        return sampling_params
+
+
+def _finished(event: Event) -> RequestOutput:
+    """The output of a request of which nothing but its end is delivered."""
+    if isinstance(event, EngineDeadError):
+        raise event
+    assert event.output is not None
+    return event.output
 
 
 def _load(config: EngineConfig, progress: "Progress | None") -> "LoadedModel":
@@ -217,23 +256,13 @@ def _load(config: EngineConfig, progress: "Progress | None") -> "LoadedModel":
     return load_model(config, progress=progress)
 
 
-def _put(
-    events: SimpleQueue[tuple[int, OutputDelta | Exception]],
-    index: int,
-    event: OutputDelta | Exception,
-) -> None:
-    events.put((index, event))
-
-
-def _params_list(
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> Sequence[SamplingParams]:
-    if sampling_params is None:
-        return [SamplingParams()] * count
-    if isinstance(sampling_params, SamplingParams):
-        return [sampling_params] * count
-    if not all(isinstance(params, SamplingParams) for params in sampling_params):
-        raise UsageError("sampling_params must be a SamplingParams or a list of them")
-    if len(sampling_params) != count:
-        raise UsageError(f"{len(sampling_params)} sampling_params for {count} prompts: one each")
-    return sampling_params
+def _speculator(
+    config: EngineConfig, limits: StepLimits, progress: "Progress | None"
+) -> Speculator | None:
+    """Who guesses ahead, if anybody."""
+    if config.speculative == "off":
+        return None
+    if config.speculative == "ngram":
+        return Speculator(NgramDrafter(), config.num_speculative_tokens)
+    draft = _load(replace(config, model=config.speculative, speculative="off"), progress)
+    return Speculator(DraftModel(draft.compiled, limits), config.num_speculative_tokens)

@@ -2,106 +2,131 @@
 
 There is no prefill phase and no decode phase. A sequence has tokens that are known and
 positions that are computed, and each step lets the second chase the first within a budget of
-tokens. A long prompt in chunks, a single next token, and recomputation after preemption are
-all the same arithmetic. A sequence samples in the step in which it catches up.
+tokens. A long prompt in chunks, a prompt whose beginning is in the cache, a single next token,
+guesses at several of them, and recomputation after preemption are all the same arithmetic. A
+sequence samples in the step in which it catches up.
+
+Sequences that have caught up go on first. Of what is left of the budget, half goes to prompts in
+order of arrival and half to the shortest, so that neither a long prompt nor a stream of short
+ones keeps anybody waiting for ever.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from bisect import insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
-from tokenmill.backends.base import StepLimits
+from tokenmill.backends.base import BLOCK_SIZE, Logprobs, StepLimits, StepOutput
+from tokenmill.engine.logprobs import row_logprobs
 from tokenmill.engine.outputs import FinishReason
 from tokenmill.engine.sequence import NO_SLOT, Sequence
+from tokenmill.engine.stats import Counters
+from tokenmill.engine.step import Chunk, Step
 from tokenmill.kv.block_pool import BlockPool, blocks_for
 
-
-class Chunk(NamedTuple):
-    """Positions [start, start + length) of a sequence, computed in one step."""
-
-    sequence: Sequence
-    start: int
-    length: int
-    first_new_block: int  # entries of the block table from here on are new; 0: all of them
-    is_sampled: bool  # it reaches the end of what is known
+_by_rank = attrgetter("rank")
 
 
-@dataclass(frozen=True)
-class Step:
-    """A plan: the chunks of one step, in the order in which their tokens lie."""
+@dataclass
+class _Plan:
+    """What a step may still take, and what it takes so far."""
 
-    chunks: list[Chunk]
+    num_tokens: int
+    num_rows: int
+    num_draft_rows: int = 0
+    lengths: dict[Sequence, int] = field(default_factory=dict)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    is_closed: bool = False  # nobody else is admitted
 
-    @cached_property
-    def sampled(self) -> list[Sequence]:
-        """The sequences that get a token, in the order of the step's rows."""
-        return [chunk.sequence for chunk in self.chunks if chunk.is_sampled]
+    def grant(self, sequence: Sequence, length: int) -> None:
+        self.lengths[sequence] = self.lengths.get(sequence, 0) + length
+        self.num_tokens -= length
+
+
+class _Start(NamedTuple):
+    """Where a sequence begins: `shared` blocks hold what is computed, and a part of `copied`."""
+
+    shared: list[int]
+    copied: int | None
+    num_computed: int
 
 
 class Scheduler:
-    """First come, first served, under the limits of a compiled model.
+    """Priorities, then first come, first served, under the limits of a compiled model.
 
-    `running` and after it `waiting` hold all unfinished sequences in order of arrival: sequences
-    are admitted from the front of `waiting`, and when a block is missing the youngest running
-    one returns there. So the oldest always gets on, and every sequence ends.
+    `running` and `waiting` are in order of rank. When a block is missing, the last running sequence
+    returns to `waiting`. So the first of all always gets on, and every sequence ends.
 
     Blocks and slots that are given up can be handed out again at once, even while a step that
     uses them is in flight: steps run one after the other, so the new owner writes its positions
-    after that step has ended and before it reads them.
+    after that step has ended and before it reads them. For the same reason a block may be copied
+    that its owner has given up since.
     """
 
-    def __init__(self, limits: StepLimits) -> None:
+    def __init__(self, limits: StepLimits, *, has_prefix_cache: bool = True) -> None:
         self.pool = BlockPool(limits.blocks)
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
-        self.num_preemptions = 0
+        self.waiting: list[Sequence] = []
+        self.counters = Counters()
+        self._has_prefix_cache = has_prefix_cache
         self._max_step_tokens = limits.tokens
+        self._max_step_rows = limits.rows
         self._num_slots = min(limits.slots, limits.sequences, limits.rows)
         self._free_slots = list(reversed(range(self._num_slots)))
+        self._num_arrived = 0
+        # Names of blocks that running sequences will fill with their prompts.
+        self._expected: dict[bytes, Sequence] = {}
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that can run at the same time, if the KV cache has room for them."""
+        return self._num_slots
 
     @property
     def has_unfinished(self) -> bool:
         return bool(self.running or self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind all others."""
-        self.waiting.append(sequence)
+        """Queue a sequence behind all others of its priority."""
+        sequence.arrival = self._num_arrived
+        self._num_arrived += 1
+        insort(self.waiting, sequence, key=_by_rank)
 
     def schedule(self) -> Step | None:
         """Plan the next step, as if the tokens in flight were known; None: nothing to compute."""
-        chunks: list[Chunk] = []
-        budget = self._max_step_tokens
-        num_preemptions = self.num_preemptions
-        for sequence in self._oldest_first():
-            length = min(sequence.num_pending, budget)
-            num_blocks = len(sequence.blocks)
-            if length and self._grow(sequence, length):
-                chunks.append(self._take(sequence, length, num_blocks))
-                budget -= length
+        plan = _Plan(self._max_step_tokens, self._max_step_rows)
+        num_preemptions = self.counters.num_preemptions
+        self._make_way()
+        plan.num_draft_rows = plan.num_rows - len(self.running)
+        self._continue_running(plan)
         # Whoever was preempted in this call stays out of the step: its token may be in flight.
-        while budget and num_preemptions == self.num_preemptions and self._admit_next():
-            sequence = self.running[-1]
-            length = min(sequence.num_pending, budget)
-            chunks.append(self._take(sequence, length, 0))
-            budget -= length
-        return Step(chunks) if chunks else None
+        plan.is_closed = self.counters.num_preemptions != num_preemptions
+        self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank)
+        self._compute_prompts(plan, plan.num_tokens, _by_size)
+        chunks = [self._take(plan, *granted) for granted in plan.lengths.items()]
+        step = Step([chunk for chunk in chunks if chunk.length], plan.copies)
+        return step if step.chunks else None
 
-    def commit(self, step: Step, tokens: Iterable[int]) -> list[Sequence]:
-        """Append what a step sampled, one token a row; returns the sequences that got one.
+    def commit(self, step: Step, output: StepOutput) -> list[Sequence]:
+        """Take in what a step gave; returns the sequences that got tokens.
 
-        A sequence that had ended when the step was already on its way drops its token.
+        A sequence that had ended when the step was already on its way drops its tokens.
         """
-        advanced = []
-        for sequence, token in zip(step.sampled, tokens, strict=True):
-            sequence.num_in_flight -= 1
-            if sequence.finish_reason is not None:
-                continue
-            sequence.append(token)
-            advanced.append(sequence)
+        tokens = [] if output.tokens is None else output.tokens.tolist()
+        advanced, row = [], 0
+        for chunk in step.chunks:
+            if chunk.sequence.finish_reason is None:
+                self._commit_chunk(chunk, output, tokens, row)
+                if chunk.is_sampled:
+                    advanced.append(chunk.sequence)
+            chunk.sequence.num_in_flight -= chunk.num_sampled
+            row += chunk.num_rows
+        for sequence in advanced:
             if sequence.finish_reason is not None:
                 self._remove(sequence)
+        self.counters.note_step(step.num_tokens)
         return advanced
 
     def finish(
@@ -117,69 +142,248 @@ class Scheduler:
         self.pool.check(sequence.blocks for sequence in self.running)
         slots = [sequence.slot for sequence in self.running]
         assert sorted(slots + self._free_slots) == list(range(self._num_slots)), slots
+        for queue in (self.running, self.waiting):
+            assert queue == sorted(queue, key=_by_rank)
+            assert all(sequence.finish_reason is None for sequence in queue)
         for sequence in self.running:
-            assert sequence.finish_reason is None
             assert 0 <= sequence.num_computed <= sequence.num_known
             assert len(sequence.blocks) >= blocks_for(sequence.num_computed)
+            assert sequence.num_named * BLOCK_SIZE <= sequence.num_computed
         for sequence in self.waiting:
-            assert sequence.finish_reason is None
             assert (sequence.num_computed, sequence.slot, sequence.blocks) == (0, NO_SLOT, [])
+        assert set(self._expected.values()) <= set(self.running)
 
-    def _oldest_first(self) -> Iterator[Sequence]:
+    def _make_way(self) -> None:
+        """The first in line takes the place of running sequences of lower priority."""
+        while self.waiting and self.running:
+            first, last = self.waiting[0], self.running[-1]
+            if first.priority >= last.priority or not self._is_ready(first):
+                return
+            if self._fits(first, self._start(first)):
+                return
+            self._preempt(last)
+
+    def _continue_running(self, plan: _Plan) -> None:
+        """The next token of whoever has caught up, and guesses behind it."""
+        for sequence in self._first_to_last():
+            if plan.num_tokens and sequence.num_pending == 1 and self._grow(sequence):
+                self._trim_drafts(sequence, plan)
+                plan.grant(sequence, 1 + len(sequence.drafts))
+
+    def _trim_drafts(self, sequence: Sequence, plan: _Plan) -> None:
+        """Keep as many guesses as take nothing from anybody, and make room for them."""
+        if not sequence.drafts:
+            return
+        num_known = len(sequence.tokens)
+        num_spare_blocks = max(0, self.pool.num_free - len(self.running))
+        room = min(
+            plan.num_tokens - 1,
+            plan.num_draft_rows,
+            sequence.length_limit - 1 - num_known,
+            (len(sequence.blocks) + num_spare_blocks) * BLOCK_SIZE - num_known,
+        )
+        del sequence.drafts[max(0, room) :]
+        plan.num_draft_rows -= len(sequence.drafts)
+        num_missing = blocks_for(num_known + len(sequence.drafts)) - len(sequence.blocks)
+        sequence.blocks += self.pool.allocate(max(0, num_missing))
+
+    def _compute_prompts(
+        self, plan: _Plan, budget: int, order: Callable[[Sequence], tuple[int, ...]]
+    ) -> None:
+        """Give up to `budget` tokens to sequences that lag behind, and to those that wait."""
+        if not budget:
+            return
+        candidates = [s for s in self.running if s.num_pending > plan.lengths.get(s, 0)]
+        if self._free_slots and not plan.is_closed:
+            candidates += self.waiting
+        for sequence in sorted(candidates, key=order):
+            if sequence.slot == NO_SLOT and not self._admit(sequence, plan):
+                continue
+            length = min(budget, sequence.num_pending - plan.lengths.get(sequence, 0))
+            plan.grant(sequence, length)
+            budget -= length
+            if not budget:
+                return
+
+    def _take(self, plan: _Plan, sequence: Sequence, length: int) -> Chunk:
+        """Count the next positions as computed: `length`, or as many as there are rows for."""
+        start, drafts = sequence.num_computed, tuple(sequence.drafts)
+        scored_start = max(start, sequence.num_scored)
+        end = start + length
+        if sequence.num_to_score > scored_start:
+            end = min(end, scored_start + plan.num_rows)
+        elif end == sequence.num_known and not plan.num_rows:
+            end -= 1
+        chunk = Chunk(
+            sequence=sequence,
+            start=start,
+            length=end - start,
+            is_sampled=end - len(drafts) == sequence.num_known,
+            drafts=drafts,
+            scored_start=scored_start,
+            num_scored=max(0, min(end, sequence.num_to_score) - scored_start),
+            blocks=sequence.blocks,
+        )
+        plan.num_rows -= chunk.num_rows
+        sequence.drafts = []
+        sequence.num_computed = end
+        sequence.num_scored = max(sequence.num_scored, scored_start + chunk.num_scored)
+        sequence.num_in_flight += chunk.num_sampled
+        return chunk
+
+    def _commit_chunk(self, chunk: Chunk, output: StepOutput, tokens: list[int], row: int) -> None:
+        """`row` is the chunk's first in the step."""
+        sequence = chunk.sequence
+        for index in range(chunk.num_scored):
+            token = sequence.tokens[chunk.scored_start + index + 1]
+            num_top = sequence.params.prompt_logprobs or 0
+            scores = row_logprobs(output.logprobs, row + index, token, num_top)
+            sequence.prompt_logprobs.append(scores)
+        if chunk.is_sampled:
+            self._append(chunk, output.logprobs, tokens, row + chunk.num_scored)
+        if sequence.blocks is chunk.blocks and self._has_prefix_cache:
+            self._name_blocks(sequence, chunk.start + chunk.length)
+
+    def _append(self, chunk: Chunk, logprobs: Logprobs | None, tokens: list[int], row: int) -> None:
+        """Append what was sampled as long as it is what had been guessed, and one token more."""
+        sequence, num_taken = chunk.sequence, 0
+        for guess in (*chunk.drafts, None):
+            token = tokens[row + num_taken]
+            if sequence.params.logprobs is not None:
+                num_top = sequence.params.logprobs
+                sequence.logprobs.append(row_logprobs(logprobs, row + num_taken, token, num_top))
+            sequence.append(token)
+            num_taken += 1
+            if token != guess or sequence.finish_reason is not None:
+                break
+        self.counters.generation_tokens += num_taken
+        if chunk.drafts:
+            sequence.pace.note(num_taken - 1, len(sequence.tokens), sequence.draft_cost)
+            self.counters.draft_tokens += len(chunk.drafts)
+            self.counters.accepted_tokens += num_taken - 1
+            if sequence.blocks is chunk.blocks:
+                # What the wrong guesses wrote is overwritten by what comes instead of them.
+                sequence.num_computed -= 1 + len(chunk.drafts) - num_taken
+
+    def _name_blocks(self, sequence: Sequence, end: int) -> None:
+        """Make the blocks findable that are full up to position `end`, as far as it is certain."""
+        names = sequence.names()
+        num_full = min(end, len(sequence.tokens) - 1) // BLOCK_SIZE
+        for index in range(sequence.num_named, num_full):
+            self.pool.name(sequence.blocks[index], names[index])
+            self._expected.pop(names[index], None)
+        sequence.num_named = max(sequence.num_named, num_full)
+
+    def _first_to_last(self) -> Iterator[Sequence]:
         """The running sequences, while preemption takes away from the end of the list."""
         index = 0
         while index < len(self.running):
             yield self.running[index]
             index += 1
 
-    def _take(self, sequence: Sequence, length: int, first_new_block: int) -> Chunk:
-        """Count the next `length` positions as computed."""
-        start = sequence.num_computed
-        sequence.num_computed += length
-        is_sampled = sequence.num_computed == sequence.num_known
-        sequence.num_in_flight += is_sampled
-        return Chunk(sequence, start, length, first_new_block, is_sampled)
+    def _grow(self, sequence: Sequence) -> bool:
+        """Extend the block table for one more position, at the cost of the last in line.
 
-    def _grow(self, sequence: Sequence, length: int) -> bool:
-        """Extend the block table for `length` more positions, at the cost of the youngest.
-
-        False: the sequence was itself the youngest, and waits now.
+        False: the sequence was itself the last, and waits now.
         """
-        num_missing = blocks_for(sequence.num_computed + length) - len(sequence.blocks)
-        while num_missing > self.pool.num_free:
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+        if blocks_for(sequence.num_computed + 1) <= len(sequence.blocks):
+            return True
+        while not self.pool.num_free:
+            last = self.running[-1]
+            self._preempt(last)
+            if last is sequence:
                 return False
-        if num_missing > 0:
-            sequence.blocks += self.pool.allocate(num_missing)
+        sequence.blocks += self.pool.allocate(1)
         return True
 
-    def _admit_next(self) -> bool:
-        """Let the first waiting sequence run, if all it knows fits into the pool.
+    def _is_ready(self, sequence: Sequence) -> bool:
+        """False: another sequence is about to compute what this one would begin with."""
+        parent = sequence.parent
+        if parent is not None and parent.finish_reason is None and not sequence.num_output:
+            return parent.slot != NO_SLOT and parent.num_computed >= sequence.prompt_len
+        if not self._expected or sequence.num_to_score > sequence.num_scored:
+            return True
+        names = sequence.names()
+        num_found = len(self.pool.find(names))
+        return num_found == len(names) or names[num_found] not in self._expected
+
+    def _start(self, sequence: Sequence) -> _Start:
+        """What has been computed already of a sequence that waits."""
+        parent = sequence.parent
+        blocks: list[int] = []
+        num_computed = 0
+        if parent is not None and parent.slot != NO_SLOT and not sequence.num_output:
+            blocks, num_computed = parent.blocks, sequence.prompt_len
+        elif self._has_prefix_cache:
+            blocks = self.pool.find(sequence.names())
+            num_computed = len(blocks) * BLOCK_SIZE
+        if sequence.num_to_score > sequence.num_scored:
+            num_computed = min(num_computed, sequence.num_scored)
+        # The last token is computed in any case: its logits are wanted.
+        num_computed = min(num_computed, len(sequence.tokens) - 1)
+        num_shared, num_copied = divmod(num_computed, BLOCK_SIZE)
+        return _Start(
+            shared=blocks[:num_shared],
+            copied=blocks[num_shared] if num_copied else None,
+            num_computed=num_computed,
+        )
+
+    def _fits(self, sequence: Sequence, start: _Start) -> bool:
+        """Is there a slot, and a place for all that the sequence knows?
 
         One block for each running sequence stays free, so that admission does not lead straight
         to preemption.
         """
-        if not self.waiting or not self._free_slots:
+        num_new = blocks_for(len(sequence.tokens)) - len(start.shared)
+        num_free = self.pool.num_free - self.pool.num_unused(start.shared)
+        return bool(self._free_slots) and num_new + len(self.running) <= num_free
+
+    def _admit(self, sequence: Sequence, plan: _Plan) -> bool:
+        """Let a waiting sequence run, if it can. If space is missing, nobody overtakes it."""
+        if plan.is_closed or sequence.num_in_flight or not self._is_ready(sequence):
             return False
-        sequence = self.waiting[0]
-        assert sequence.num_in_flight == 0
-        num_blocks = blocks_for(sequence.num_known)
-        if num_blocks + len(self.running) > self.pool.num_free:
+        start = self._start(sequence)
+        if not self._fits(sequence, start):
+            plan.is_closed = True
             return False
-        self.waiting.popleft()
-        sequence.blocks = self.pool.allocate(num_blocks)
+        self.waiting.remove(sequence)
+        num_new = blocks_for(len(sequence.tokens)) - len(start.shared)
+        self.pool.share(start.shared)
+        if start.copied is not None:
+            self.pool.touch(start.copied)
+        sequence.blocks = start.shared + self.pool.allocate(num_new)
+        sequence.num_computed = start.num_computed
+        sequence.num_named = len(start.shared)
         sequence.slot = self._free_slots.pop()
-        self.running.append(sequence)
+        insort(self.running, sequence, key=_by_rank)
+        # The block to copy may itself have been handed out, at its own place or at another.
+        target = sequence.blocks[len(start.shared)]
+        if start.copied is not None and start.copied != target:
+            plan.copies.append((start.copied, target))
+        self._note_admission(sequence)
         return True
 
+    def _note_admission(self, sequence: Sequence) -> None:
+        if self._has_prefix_cache:
+            names = sequence.names()[: sequence.prompt_len // BLOCK_SIZE]
+            for name in names[sequence.num_named :]:
+                self._expected.setdefault(name, sequence)
+        if sequence.num_cached is not None:
+            return
+        sequence.admitted_s = time.perf_counter()
+        sequence.num_cached = sequence.num_computed
+        if sequence.parent is None:
+            self.counters.prompt_tokens += sequence.prompt_len
+            if self._has_prefix_cache:
+                self.counters.prefix_cache_queries += sequence.prompt_len
+                self.counters.prefix_cache_hits += sequence.num_computed
+
     def _preempt(self, sequence: Sequence) -> None:
-        """Send a running sequence back; what it computed is lost, its tokens are not."""
+        """Send a running sequence back; what it computed may be lost, its tokens are not."""
         self.running.remove(sequence)
         self._release(sequence)
-        self.waiting.appendleft(sequence)
-        self.num_preemptions += 1
+        insort(self.waiting, sequence, key=_by_rank)
+        self.counters.num_preemptions += 1
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.slot == NO_SLOT:
@@ -189,6 +393,15 @@ class Scheduler:
             self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
+        for name in sequence.block_names[sequence.num_named : sequence.prompt_len // BLOCK_SIZE]:
+            if self._expected.get(name) is sequence:
+                del self._expected[name]
         self.pool.free(reversed(sequence.blocks))
         self._free_slots.append(sequence.slot)
         sequence.blocks, sequence.slot, sequence.num_computed = [], NO_SLOT, 0
+        sequence.drafts, sequence.num_named = [], 0
+
+
+def _by_size(sequence: Sequence) -> tuple[int, ...]:
+    """Priority first, then what is left to compute, then arrival."""
+    return (sequence.priority, sequence.num_pending, sequence.arrival)

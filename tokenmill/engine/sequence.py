@@ -4,8 +4,11 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from tokenmill.backends.base import BLOCK_SIZE, StepLimits
-from tokenmill.engine.outputs import FinishReason
+from tokenmill.engine.outputs import FinishReason, TokenLogprobs
 from tokenmill.errors import CapacityError, UsageError
+from tokenmill.kv.block_hash import extend_names, root_name
+from tokenmill.sampling.logit_rules import NO_RULES, LogitRules, make_rules
+from tokenmill.sampling.pace import Pace
 from tokenmill.sampling.params import SamplingParams
 
 NO_SLOT = -1
@@ -28,12 +31,28 @@ class Sequence:
     seed: int
     stop_token_ids: frozenset[int]
     length_limit: int  # tokens of prompt and output at which it ends
+    rules: LogitRules = NO_RULES
+    priority: int = 0  # the lower, the sooner
+    root: bytes = field(default_factory=lambda: root_name(""))
+    parent: "Sequence | None" = None  # computes the same prompt, to share it
 
+    arrival: int = -1  # the scheduler counts
     slot: int = NO_SLOT  # native slot, while it runs
     blocks: list[int] = field(default_factory=list)  # block table, while it runs
+    block_names: list[bytes] = field(default_factory=list)  # of the full blocks
+    num_named: int = 0  # blocks that the pool knows by their names
     num_computed: int = 0  # positions whose keys and values some planned step writes
     num_in_flight: int = 0
+    num_scored: int = 0  # prompt positions whose log probabilities some planned step gives
+    num_cached: int | None = None  # prompt tokens found in the cache when it first ran
+    admitted_s: float | None = None  # time.perf_counter when it first ran
+    drafts: list[int] = field(default_factory=list)  # guesses at the next tokens
+    pace: Pace = field(default_factory=Pace)
+    draft_cost: float = 0.0  # tokens that a step with guesses must gain to pay
+    is_speculating: bool = False
     history: dict[int, int] | None = None  # token id -> count in the output, where penalised
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 
@@ -42,24 +61,42 @@ class Sequence:
             self.history = dict.fromkeys(self.tokens, 0)
 
     @property
+    def rank(self) -> tuple[int, int]:
+        """Its place in line: priority first, then arrival."""
+        return (self.priority, self.arrival)
+
+    @property
     def num_known(self) -> int:
         """Tokens that a next step could read, those in flight included."""
         return len(self.tokens) + self.num_in_flight
 
     @property
-    def num_pending(self) -> int:
-        """Tokens that a next step could compute.
+    def needs_tokens(self) -> bool:
+        """Must the engine have seen every token before it can plan the next?"""
+        return self.history is not None or self.is_speculating or self.rules.needs_tokens
 
-        The last token of all is never computed: nothing follows it. Penalties need the ids of all
-        tokens, so a penalised sequence waits for the one in flight.
+    @property
+    def num_pending(self) -> int:
+        """Tokens that a next step could compute, guesses not counted.
+
+        The last token of all is never computed: nothing follows it.
         """
-        if self.history is not None and self.num_in_flight:
+        if self.num_in_flight and self.needs_tokens:
             return 0
         return min(self.num_known, self.length_limit - 1) - self.num_computed
 
     @property
+    def num_to_score(self) -> int:
+        """Prompt positions whose log probabilities are wanted: each tells of the next token."""
+        return 0 if self.params.prompt_logprobs is None else self.prompt_len - 1
+
+    @property
     def output(self) -> list[int]:
         return self.tokens[self.prompt_len :]
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
 
     def append(self, token: int) -> None:
         """Take a sampled token, and finish where it says so."""
@@ -72,6 +109,11 @@ class Sequence:
         elif len(self.tokens) == self.length_limit:
             self.finish_reason = "length"
 
+    def names(self) -> list[bytes]:
+        """The names of all blocks that its tokens fill."""
+        extend_names(self.block_names, self.root, self.tokens)
+        return self.block_names
+
 
 def make_sequence(
     name: str,
@@ -82,20 +124,38 @@ def make_sequence(
     eos_ids: SequenceOf[int],
     limits: StepLimits,
     max_model_len: int,
+    bad_words: SequenceOf[SequenceOf[int]] = (),
+    priority: int = 0,
+    cache_salt: str = "",
+    parent: Sequence | None = None,
 ) -> Sequence:
-    """A sequence that the engine can serve, alone at the least.
+    """A sequence that the engine can serve, alone at the least; `bad_words` are token ids.
 
-    Raises UsageError or CapacityError, which begin with `name`, where it could never run.
+    Raises UsageError or CapacityError, which begin with `name` or with a field of `params`, where
+    it could never run.
     """
     _check_prompt(name, prompt, limits.vocab_size)
+    _check_params(params, limits)
     end_ids = () if params.ignore_eos else eos_ids
+    stop_token_ids = frozenset((*end_ids, *params.stop_token_ids))
     return Sequence(
         prompt_len=len(prompt),
         tokens=list(prompt),
         params=params,
         seed=seed,
-        stop_token_ids=frozenset((*end_ids, *params.stop_token_ids)),
+        stop_token_ids=stop_token_ids,
         length_limit=_length_limit(name, len(prompt), params.max_tokens, limits, max_model_len),
+        rules=make_rules(
+            logit_bias=params.logit_bias,
+            allowed_token_ids=params.allowed_token_ids,
+            bad_words=bad_words,
+            min_tokens=params.min_tokens,
+            end_ids=stop_token_ids,
+            vocab_size=limits.vocab_size,
+        ),
+        priority=priority,
+        root=root_name(cache_salt),
+        parent=parent,
     )
 
 
@@ -109,6 +169,30 @@ def _check_prompt(name: str, prompt: SequenceOf[int], vocab_size: int) -> None:
             raise UsageError(
                 f"{name} holds token id {token} at index {index}: "
                 f"ids of this model run from 0 to {vocab_size - 1}"
+            )
+
+
+def _check_params(params: SamplingParams, limits: StepLimits) -> None:
+    """What only the model can tell of the parameters."""
+    for field_name, ids in (
+        ("stop_token_ids", params.stop_token_ids),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("logit_bias", params.logit_bias or ()),
+    ):
+        outside = [token for token in ids if token >= limits.vocab_size]
+        if outside:
+            raise UsageError(
+                f"{field_name} holds token id {outside[0]}, but ids of this model run from 0 to "
+                f"{limits.vocab_size - 1}"
+            )
+    for field_name, wanted in (
+        ("logprobs", params.logprobs),
+        ("prompt_logprobs", params.prompt_logprobs),
+    ):
+        if wanted is not None and wanted > min(limits.logprobs, limits.vocab_size):
+            raise UsageError(
+                f"{field_name} is {wanted}, but this model reports at most "
+                f"{min(limits.logprobs, limits.vocab_size)}"
             )
 
 

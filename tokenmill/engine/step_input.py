@@ -4,16 +4,32 @@ What stays the same from step to step (block tables, sampling parameters) is kep
 with a row per slot and gathered; only what is new is written. T tokens, S sequences, R rows.
 """
 
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from tokenmill.backends.base import (
+    BiasInput,
     I32Array,
+    LogprobInput,
+    MaskInput,
     SampleInput,
     StepInput,
     StepLimits,
 )
-from tokenmill.engine.scheduler import Chunk, Step
-from tokenmill.engine.sequence import Sequence
+from tokenmill.engine.sequence import NO_SLOT, Sequence
+from tokenmill.engine.step import Chunk, Step
+
+
+class _Row(NamedTuple):
+    """A row of logits, at one token of a chunk: it samples the next, or scores the one there is."""
+
+    chunk: Chunk
+    token: int  # index in the step's tokens
+    position: int  # in the sequence
+    num_guessed: int  # drafts up to this token
+    is_sampled: bool
 
 
 class StepBuilder:
@@ -21,6 +37,8 @@ class StepBuilder:
 
     def __init__(self, limits: StepLimits) -> None:
         slots = limits.slots
+        self._tables: list[list[int] | None] = [None] * slots  # whose blocks a slot's row shows
+        self._num_shown = [0] * slots
         self._block_tables = np.zeros((slots, limits.blocks_per_sequence), np.int32)
         self._temperature = np.zeros(slots, np.float32)
         self._top_k = np.zeros(slots, np.int32)
@@ -35,36 +53,39 @@ class StepBuilder:
         """The arrays of a step that the scheduler has just planned."""
         chunks = step.chunks
         for chunk in chunks:
-            self._note_new(chunk)
+            self._show_blocks(chunk.sequence)
         starts = np.array([chunk.start for chunk in chunks], np.int32)
         lengths = np.array([chunk.length for chunk in chunks], np.int32)
-        ends = np.cumsum(lengths, dtype=np.int32)
         slots = np.array([chunk.sequence.slot for chunk in chunks], np.int32)
-        is_sampled = np.array([chunk.is_sampled for chunk in chunks], np.bool_)
+        ends = np.cumsum(lengths, dtype=np.int32)
         # The token at index i of the step has position i + shift, one shift a chunk.
         shifts = np.repeat(starts - (ends - lengths), lengths)
+        rows = list(_rows(chunks))
         return StepInput(
             tokens=_tokens(chunks),
             positions=np.arange(ends[-1], dtype=np.int32) + shifts,
             sequences=np.repeat(np.arange(len(chunks), dtype=np.int32), lengths),
             block_tables=self._block_tables[slots],
-            rows=ends[is_sampled] - 1,
-            sampling=self._sampling(
-                step.sampled, slots[is_sampled], (starts + lengths)[is_sampled]
-            ),
+            rows=np.array([row.token for row in rows], np.int32),
+            sampling=self._sampling(rows) if rows else None,
+            logprobs=_logprobs(rows),
+            copies=np.array(step.copies, np.int32) if step.copies else None,
         )
 
-    def _note_new(self, chunk: Chunk) -> None:
+    def _show_blocks(self, sequence: Sequence) -> None:
         """Write down the blocks that are new, and the parameters of a sequence that is."""
-        sequence, first = chunk.sequence, chunk.first_new_block
-        if first == 0:
+        slot, blocks = sequence.slot, sequence.blocks
+        if self._tables[slot] is not blocks:
             self._admit(sequence)
-        if first < len(sequence.blocks):
-            row = self._block_tables[sequence.slot]
-            row[first : len(sequence.blocks)] = sequence.blocks[first:]
+        first = self._num_shown[slot]
+        if first < len(blocks):
+            self._block_tables[slot, first : len(blocks)] = blocks[first:]
+            self._num_shown[slot] = len(blocks)
 
     def _admit(self, sequence: Sequence) -> None:
         slot, params = sequence.slot, sequence.params
+        self._tables[slot] = sequence.blocks
+        self._num_shown[slot] = 0
         self._block_tables[slot] = 0
         self._temperature[slot] = 0 if params.is_greedy else params.temperature
         self._top_k[slot] = max(params.top_k, 0)
@@ -75,15 +96,15 @@ class StepBuilder:
         self._presence_penalty[slot] = params.presence_penalty
         self._seeds[slot] = sequence.seed
 
-    def _sampling(
-        self, sequences: list[Sequence], slots: I32Array, positions: I32Array
-    ) -> SampleInput | None:
-        if not sequences:
-            return None
-        history_starts, history_ids, history_counts = _history(sequences)
+    def _sampling(self, rows: list[_Row]) -> SampleInput:
+        slots = np.array([row.chunk.sequence.slot for row in rows], np.int32)
+        is_sampled = np.array([row.is_sampled for row in rows], np.bool_)
+        # A guess's successor is not named by a slot: the engine sees it before it goes on.
+        keeps = np.array([row.is_sampled and not row.chunk.drafts for row in rows], np.bool_)
+        history_starts, history_ids, history_counts = _history(rows)
         return SampleInput(
-            slots=slots,
-            temperature=self._temperature[slots],
+            slots=np.where(keeps, slots, np.int32(NO_SLOT)),
+            temperature=np.where(is_sampled, self._temperature[slots], np.float32(0)),
             top_k=self._top_k[slots],
             top_p=self._top_p[slots],
             min_p=self._min_p[slots],
@@ -91,30 +112,101 @@ class StepBuilder:
             frequency_penalty=self._frequency_penalty[slots],
             presence_penalty=self._presence_penalty[slots],
             seeds=self._seeds[slots],
-            positions=positions,
+            positions=np.array([row.position + 1 for row in rows], np.int32),
             history_starts=history_starts,
             history_ids=history_ids,
             history_counts=history_counts,
+            biases=_biases(rows),
+            masks=_masks(rows),
         )
+
+
+def _rows(chunks: list[Chunk]) -> Iterator[_Row]:
+    """The rows of all chunks, in the order of the step's tokens."""
+    end = 0  # of the chunk, in the step
+    for chunk in chunks:
+        end += chunk.length
+        shift = end - chunk.start - chunk.length  # index in the step less position
+        for position in range(chunk.scored_start, chunk.scored_start + chunk.num_scored):
+            yield _Row(chunk, shift + position, position, 0, False)
+        last = chunk.start + chunk.length - len(chunk.drafts) - 1
+        for guess in range(chunk.num_sampled):
+            yield _Row(chunk, shift + last + guess, last + guess, guess, True)
 
 
 def _tokens(chunks: list[Chunk]) -> I32Array:
     """[T] token ids; one in flight is named by the slot that it was sampled into."""
     tokens: list[int] = []
-    for sequence, start, length, _, _ in chunks:
-        seen = sequence.tokens[start : start + length]
-        tokens += seen if len(seen) == length else [*seen, -(sequence.slot + 1)]
+    for chunk in chunks:
+        num_known = chunk.length - len(chunk.drafts)
+        seen = chunk.sequence.tokens[chunk.start : chunk.start + num_known]
+        tokens += seen if len(seen) == num_known else [*seen, -(chunk.sequence.slot + 1)]
+        tokens += chunk.drafts
     return np.array(tokens, np.int32)
 
 
-def _history(sequences: list[Sequence]) -> tuple[I32Array, I32Array, I32Array]:
+def _history(rows: list[_Row]) -> tuple[I32Array, I32Array, I32Array]:
     """Starts [R + 1], ids [H] and counts [H] of the rows with penalties; others own nothing."""
-    starts = np.zeros(len(sequences) + 1, np.int32)
+    starts = np.zeros(len(rows) + 1, np.int32)
     ids: list[int] = []
     counts: list[int] = []
-    for row, sequence in enumerate(sequences):
-        if sequence.history is not None:
-            ids += sequence.history.keys()
-            counts += sequence.history.values()
-        starts[row + 1] = len(ids)
+    for index, row in enumerate(rows):
+        history = row.chunk.sequence.history
+        if history is not None and row.is_sampled:
+            ids += history.keys()
+            counts += history.values()
+        starts[index + 1] = len(ids)
     return starts, np.array(ids, np.int32), np.array(counts, np.int32)
+
+
+def _biases(rows: list[_Row]) -> BiasInput | None:
+    if not any(row.chunk.sequence.rules.has_biases for row in rows):
+        return None
+    starts = np.zeros(len(rows) + 1, np.int32)
+    ids: list[int] = []
+    values: list[float] = []
+    for index, row in enumerate(rows):
+        biases = _row_biases(row) if row.is_sampled else {}
+        ids += biases.keys()
+        values += biases.values()
+        starts[index + 1] = len(ids)
+    return BiasInput(
+        starts=starts, ids=np.array(ids, np.int32), values=np.array(values, np.float32)
+    )
+
+
+def _row_biases(row: _Row) -> Mapping[int, float]:
+    sequence = row.chunk.sequence
+    output = sequence.output + list(row.chunk.drafts[: row.num_guessed])
+    return sequence.rules.biases(output, row.position + 1 - sequence.prompt_len)
+
+
+def _masks(rows: list[_Row]) -> MaskInput | None:
+    masks = {
+        row.chunk.sequence: row.chunk.sequence.rules.allowed
+        for row in rows
+        if row.is_sampled and row.chunk.sequence.rules.allowed is not None
+    }
+    if not masks:
+        return None
+    numbers = {sequence: number for number, sequence in enumerate(masks)}
+    return MaskInput(
+        rows=np.array([numbers.get(row.chunk.sequence, -1) for row in rows], np.int32),
+        words=np.stack([words for words in masks.values() if words is not None]),
+    )
+
+
+def _logprobs(rows: list[_Row]) -> LogprobInput | None:
+    """The target of a row in a prompt is the token that follows there."""
+    tops = [top for row in rows if (top := _num_top(row)) is not None]
+    if not tops:
+        return None
+    targets = [
+        -1 if row.is_sampled else row.chunk.sequence.tokens[row.position + 1] for row in rows
+    ]
+    return LogprobInput(targets=np.array(targets, np.int32), top=max(tops))
+
+
+def _num_top(row: _Row) -> int | None:
+    params = row.chunk.sequence.params
+    return params.logprobs if row.is_sampled else params.prompt_logprobs

@@ -1,8 +1,10 @@
 """The loop that keeps the model busy: Python stays one step ahead of it and one behind."""
 
-from tokenmill.backends.base import CompiledModel
-from tokenmill.engine.scheduler import Scheduler, Step
+from tokenmill.backends.base import CompiledModel, StepInput, StepOutput
+from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.sequence import Sequence
+from tokenmill.engine.speculation import Speculator
+from tokenmill.engine.step import Step
 from tokenmill.engine.step_input import StepBuilder
 
 
@@ -14,12 +16,21 @@ class StepLoop:
 
     The next step is planned before the tokens of this one are seen: the native slots hold them.
     A sequence that turns out to have ended leaves a row in the next step whose token is dropped.
+    Where a sequence cannot go on before its token is seen (penalties, guesses), step n is
+    committed before n+1 is planned; the model then waits for Python, but nobody misses a step.
     """
 
-    def __init__(self, compiled: CompiledModel) -> None:
-        self.scheduler = Scheduler(compiled.limits)
+    def __init__(
+        self,
+        compiled: CompiledModel,
+        *,
+        has_prefix_cache: bool = True,
+        speculator: Speculator | None = None,
+    ) -> None:
+        self.scheduler = Scheduler(compiled.limits, has_prefix_cache=has_prefix_cache)
         self._compiled = compiled
         self._builder = StepBuilder(compiled.limits)
+        self._speculator = speculator
         self._in_flight: Step | None = None
 
     @property
@@ -27,19 +38,28 @@ class StepLoop:
         return self._in_flight is not None or self.scheduler.has_unfinished
 
     def turn(self) -> list[Sequence]:
-        """Post the next step and commit the one in flight; returns the sequences that got a token.
+        """Post the next step and commit the one in flight; returns the sequences that got tokens.
 
         The caller delivers these tokens while the model already runs the next step.
         """
-        ended, tokens = self._in_flight, []
+        ended, advanced = self._in_flight, []
+        running = self.scheduler.running
+        if self._speculator:
+            self._speculator.decide(running)
+        if ended and ended.needs_tokens:
+            advanced = self.scheduler.commit(ended, self._wait())
+            ended = None
+        if self._speculator:
+            self._speculator.propose(running)
         step = self.scheduler.schedule()
         step_input = self._builder.build(step) if step else None
-        if ended:
-            tokens = self._wait()
+        output = self._wait() if ended else None
         if step_input:
-            self._compiled.post(step_input)
+            self._post(step_input)
         self._in_flight = step
-        return self.scheduler.commit(ended, tokens) if ended else []
+        if ended and output:
+            advanced = self.scheduler.commit(ended, output)
+        return advanced
 
     def drain(self) -> None:
         """Wait for the step in flight and drop its tokens."""
@@ -47,6 +67,18 @@ class StepLoop:
             self._wait()
             self._in_flight = None
 
-    def _wait(self) -> list[int]:
+    def close(self) -> None:
+        """Free what the loop owns beside the model."""
+        if self._speculator:
+            self._speculator.close()
+
+    def _post(self, step: StepInput) -> None:
+        if self._speculator:
+            self._speculator.note_posted()
+        self._compiled.post(step)
+
+    def _wait(self) -> StepOutput:
         output = self._compiled.wait()
-        return [] if output.tokens is None else output.tokens.tolist()
+        if self._speculator:
+            self._speculator.note_ended()
+        return output

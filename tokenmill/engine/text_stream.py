@@ -13,23 +13,32 @@ class TextDecoder(Protocol):
 
 
 class TextStream:
-    """Decodes one sequence's output and ends it before the first stop string in it.
+    """Decodes one sequence's output and ends it before the first stop string in it, or behind it.
 
     Stop strings are found in text, wherever token borders lie. Text that may become the
     beginning of one is held back until the next tokens decide. Ids from `vocab_size` on have no
     text: a model may pad its vocabulary beyond the tokenizer's.
     """
 
-    def __init__(self, decoder: TextDecoder, *, vocab_size: int, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        *,
+        vocab_size: int,
+        stop: Sequence[str] = (),
+        includes_stop: bool = False,
+    ) -> None:
         self.stop = tuple(stop)
         self.matched: str | None = None
+        self._includes_stop = includes_stop
         self._decoder = decoder
         self._vocab_size = vocab_size
         self._held = ""
 
-    def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens release."""
-        return self._release(self._decoder.push([t for t in token_ids if t < self._vocab_size]))
+    def push(self, token_ids: Sequence[int], *, can_stop: bool = True) -> str:
+        """The text that these tokens release; unless it `can_stop`, stop strings are plain text."""
+        text = self._decoder.push([t for t in token_ids if t < self._vocab_size])
+        return self._release(text) if can_stop else text
 
     def finish(self) -> str:
         """What is left once there are no more tokens."""
@@ -44,6 +53,7 @@ class TextStream:
         found = [(text.index(stop), stop) for stop in self.stop if stop in text]
         if found:
             end, self.matched = min(found)
+            end += len(self.matched) if self._includes_stop else 0
             self._held = ""
         else:
             end = len(text) - max((_overlap(text, stop) for stop in self.stop), default=0)

@@ -16,7 +16,7 @@ from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum, stored_dims
 
 IntArray = npt.NDArray[np.int32]
 
-_SMALLEST_GROUP = 1e-36
+SMALLEST_GROUP = 1e-36
 """A group of activations with no larger one is rounded to zeros: 127 / max|x| would overflow."""
 
 
@@ -68,7 +68,7 @@ def round_to(x: F32Array, *, to: str) -> F32Array:
     groups = padded.reshape(*x.shape[:-1], padded.shape[-1] // GROUP, GROUP)
     largest = np.abs(groups).max(axis=-1, keepdims=True)
     zero = np.zeros_like(largest)
-    inverse = np.divide(np.float32(127), largest, out=zero, where=largest > _SMALLEST_GROUP)
+    inverse = np.divide(np.float32(127), largest, out=zero, where=largest > SMALLEST_GROUP)
     rounded: F32Array = np.rint(groups * inverse) * (largest / np.float32(127))
     return rounded.reshape(padded.shape)[..., :k]
 
@@ -88,9 +88,14 @@ def linear(x_TK: F32Array, weight: Weight, bias: Weight | None = None) -> F32Arr
 
 
 def rope_angles(positions: npt.NDArray[np.integer], head_dim: int, theta: float) -> F32Array:
-    """[positions, head_dim / 2] angles in float32, as the models were trained with."""
+    """[positions, head_dim / 2] angles in float32, as the models were trained with.
+
+    Powers are rounded once, as torch's are: those that NumPy computes in float32 are off by a
+    last bit here and there, an error that grows with the position.
+    """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    powers = np.power(theta, exponents, dtype=np.float64).astype(np.float32)
+    frequencies: F32Array = np.float32(1) / powers
     return positions.astype(np.float32)[:, None] * frequencies
 
 

@@ -39,6 +39,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     compiled: CompiledModel
+    generation_defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 def load_model(options: EngineConfig, *, progress: Progress | None = None) -> LoadedModel:

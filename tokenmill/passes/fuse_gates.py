@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tokenmill.ir.graph import Function, Graph, Node
-from tokenmill.passes.grouping import Links, group, is_movable
+from tokenmill.passes.grouping import Links, group
 
 
 def fuse_gates(graph: Graph) -> Graph:
@@ -14,7 +14,7 @@ def fuse_gates(graph: Graph) -> Graph:
 def _fuse(function: Function) -> Function:
     for product in [n for n in function.nodes if n.op == "mul"]:
         members = _members(Links.of(function), product)
-        if members and is_movable(function, members):
+        if members:
             function = group(function, members)
     return function
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tokenmill.ir.graph import Function, Graph, Node
-from tokenmill.passes.grouping import Links, group, is_movable
+from tokenmill.passes.grouping import Links, group
 
 
 def fuse_residuals(graph: Graph) -> Graph:
@@ -14,7 +14,7 @@ def fuse_residuals(graph: Graph) -> Graph:
 def _fuse(function: Function) -> Function:
     for total in [n for n in function.nodes if n.op == "add"]:
         linear = _private_linear(Links.of(function), total)
-        if linear is not None and is_movable(function, [linear, total]):
+        if linear is not None:
             function = group(function, [linear, total])
     return function
 

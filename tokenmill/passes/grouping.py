@@ -41,7 +41,10 @@ class Links:
 
 
 def group(function: Function, members: Iterable[Node]) -> Function:
-    """Replace nodes by one fused node, which takes the place of the last of them."""
+    """Replace nodes by one fused node, which takes the place of the last of them.
+
+    Nobody outside may read what they make before the last of them stands.
+    """
     chosen = {id(node) for node in members}
     inside = [n for n in function.nodes if id(n) in chosen]
     outside = [n for n in function.nodes if id(n) not in chosen]
@@ -54,12 +57,3 @@ def group(function: Function, members: Iterable[Node]) -> Function:
         if id(node) not in chosen or node is inside[-1]
     ]
     return function.with_nodes(nodes)
-
-
-def is_movable(function: Function, members: Iterable[Node]) -> bool:
-    """Whether the members may run where the last of them stands: no one between uses them."""
-    chosen = list(members)
-    indices = [i for i, n in enumerate(function.nodes) if any(n is m for m in chosen)]
-    made = {v.name for m in chosen for v in m.results}
-    between = function.nodes[indices[0] : indices[-1]]
-    return not any(made & set(n.operands) for n in between if not any(n is m for m in chosen))

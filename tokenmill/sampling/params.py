@@ -1,13 +1,26 @@
 """Sampling parameters of a request: what a user may ask for, checked at the door."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
 
 from tokenmill.errors import UsageError
+from tokenmill.sampling.checks import (
+    check_bool,
+    check_float,
+    check_int,
+    checked_biases,
+    checked_strings,
+    checked_token_ids,
+)
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: float32 logits divided by less would overflow."""
+
+MAX_LOGPROBS = 20
+"""How many of the most likely tokens can be reported for a position."""
 
 _UINT64 = 2**64
 _FLOAT_RANGES = {
@@ -21,22 +34,45 @@ _FLOAT_RANGES = {
 }
 _INT_RANGES = {
     "top_k": (-1, 2**31 - 1),
-    "seed": (-(2**63), _UINT64 - 1),
+    "n": (1, 1024),
     "max_tokens": (1, 2**31 - 1),
+    "min_tokens": (0, 2**31 - 1),
+    "seed": (-(2**63), _UINT64 - 1),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "truncate_prompt_tokens": (-1, 2**31 - 1),
 }
-_OPTIONAL = ("seed", "max_tokens")
+_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
+_BOOLS = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
+
+_GENERATION_CONFIG_FIELDS = {
+    # field of generation_config.json: ours
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop; names and meanings are those of vLLM.
 
-    `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed` None draws a new seed for each
-    request. `max_tokens` None goes on to the end of the context. `stop` strings end the text
-    before themselves; a stop token, like the end-of-sequence token, is the last of the token ids
-    and not in the text. Raises UsageError that names the field, its value and what is allowed.
+    `n` samples are drawn from one prompt. `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `seed`
+    None draws a new seed for each request. `max_tokens` None goes on to the end of the context; no
+    end or stop is heeded before `min_tokens`. `stop` strings end the text before themselves; a
+    stop token, like the end-of-sequence token, is the last of the token ids and not in the text;
+    `include_stop_str_in_output` leaves both in. `logprobs` k reports the sampled token and the k
+    most likely ones at each position, `prompt_logprobs` those of the prompt. `logit_bias` is added
+    to the logits of single ids; only `allowed_token_ids` are sampled, and never one that completes
+    a text of `bad_words`. `truncate_prompt_tokens` k keeps the last k tokens of the prompt, -1 as
+    many as the context has room for.
+    Raises UsageError that names the field, its value and what is allowed.
     """
 
+    n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -46,23 +82,65 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int | None = None
     max_tokens: int | None = 16
+    min_tokens: int = 0
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
+    truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, (least, greatest) in _FLOAT_RANGES.items():
-            _check_float(name, getattr(self, name), least, greatest)
+            check_float(name, getattr(self, name), least, greatest)
         if self.top_p == 0:
             raise UsageError("top_p is 0, but must be above 0, at most 1")
         for name, (lowest, highest) in _INT_RANGES.items():
-            _check_int(name, getattr(self, name), lowest, highest)
-        for name in ("ignore_eos", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} is {getattr(self, name)!r}, but must be True or False")
-        object.__setattr__(self, "stop", _checked_stop(self.stop))
-        object.__setattr__(self, "stop_token_ids", _checked_token_ids(self.stop_token_ids))
+            check_int(name, getattr(self, name), lowest, highest, is_optional=name in _OPTIONAL)
+        for name in _BOOLS:
+            check_bool(name, getattr(self, name))
+        self._check_together()
+        for name, value in (
+            ("stop", checked_strings("stop", self.stop)),
+            ("bad_words", checked_strings("bad_words", self.bad_words)),
+            ("stop_token_ids", checked_token_ids("stop_token_ids", self.stop_token_ids)),
+        ):
+            object.__setattr__(self, name, value)
+        if self.logit_bias is not None:
+            biases = MappingProxyType(checked_biases(self.logit_bias))
+            object.__setattr__(self, "logit_bias", biases)
+        if self.allowed_token_ids is not None:
+            allowed = checked_token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
+                raise UsageError("allowed_token_ids is empty, but must hold at least one token id")
+            object.__setattr__(self, "allowed_token_ids", allowed)
+
+    def __hash__(self) -> int:
+        biases = self.logit_bias and tuple(sorted(self.logit_bias.items()))
+        return hash((*(vars(self) | {"logit_bias": biases}).values(),))
+
+    @classmethod
+    def with_defaults(cls, generation_config: Mapping[str, object], **given: object) -> Self:
+        """Parameters from what a request gives, then a model's generation_config.json, then ours.
+
+        Fields of that file which are no sampling parameters, or null, are passed over. Raises
+        UsageError as the constructor does, and says so where the file is to blame.
+        """
+        defaults = {
+            ours: generation_config[theirs]
+            for theirs, ours in _GENERATION_CONFIG_FIELDS.items()
+            if generation_config.get(theirs) is not None
+        }
+        try:
+            cls(**defaults)  # type: ignore[arg-type]  # it checks them itself
+        except UsageError as error:
+            raise UsageError(f"the model's generation_config.json: {error}") from None
+        return cls(**(defaults | given))  # type: ignore[arg-type]
 
     @property
     def is_greedy(self) -> bool:
@@ -71,6 +149,15 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    def _check_together(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise UsageError(
+                f"min_tokens is {self.min_tokens}, but must be at most max_tokens, which is "
+                f"{self.max_tokens}"
+            )
+        if self.truncate_prompt_tokens == 0:
+            raise UsageError("truncate_prompt_tokens is 0, but must be -1 or at least 1")
 
 
 def sequence_seed(seed: int | None, index: int) -> int:
@@ -85,38 +172,3 @@ def sequence_seed(seed: int | None, index: int) -> int:
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % _UINT64
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % _UINT64
     return mixed ^ (mixed >> 31)
-
-
-def _check_float(name: str, value: object, least: float, greatest: float) -> None:
-    if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and least <= value <= greatest
-    ):
-        return  # a NaN fails both comparisons
-    raise UsageError(f"{name} is {value!r}, but must be a number from {least:g} to {greatest:g}")
-
-
-def _check_int(name: str, value: object, lowest: int, highest: int) -> None:
-    if value is None and name in _OPTIONAL:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        or_none = ", or None" if name in _OPTIONAL else ""
-        raise UsageError(
-            f"{name} is {value!r}, but must be a whole number from {lowest} to {highest}{or_none}"
-        )
-
-
-def _checked_stop(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(strings, Sequence) or not all(isinstance(s, str) and s for s in strings):
-        raise UsageError(f"stop is {stop!r}, but must be a string or a list of strings, none empty")
-    return tuple(strings)
-
-
-def _checked_token_ids(token_ids: object) -> tuple[int, ...]:
-    if not isinstance(token_ids, Sequence) or not all(
-        isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in token_ids
-    ):
-        raise UsageError(f"stop_token_ids is {token_ids!r}, but must be a list of token ids")
-    return tuple(token_ids)

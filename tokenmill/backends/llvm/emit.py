@@ -17,6 +17,23 @@ FLOATS = ("half", "bfloat", "float", "double")
 _SIZES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "ptr": 8}
 _SIZES |= {"half": 2, "bfloat": 2, "float": 4, "double": 8}
 
+_INTEGER, _FLOAT = "integer", "float"
+_CASTS = {
+    "zext": (_INTEGER, _INTEGER, 1),
+    "sext": (_INTEGER, _INTEGER, 1),
+    "trunc": (_INTEGER, _INTEGER, -1),
+    "fpext": (_FLOAT, _FLOAT, 1),
+    "fptrunc": (_FLOAT, _FLOAT, -1),
+    "sitofp": (_INTEGER, _FLOAT, 0),
+    "uitofp": (_INTEGER, _FLOAT, 0),
+    "fptosi": (_FLOAT, _INTEGER, 0),
+}
+"""From what, to what, and whether the element grows (1), shrinks (-1) or may do either."""
+_PREDICATES = {
+    _INTEGER: ("eq", "ne", "slt", "sle", "sgt", "sge", "ult", "ule", "ugt", "uge"),
+    _FLOAT: ("oeq", "ogt", "oge", "olt", "ole", "one", "ord", "uno", "une"),
+}
+
 
 def vector(element: str, lanes: int) -> str:
     """The type of `lanes` elements."""
@@ -41,6 +58,19 @@ def size_of(kind: str) -> int:
 def with_element(kind: str, element: str) -> str:
     """The same lanes, of another element."""
     return vector(element, lanes_of(kind)) if kind.startswith("<") else element
+
+
+def _family(kind: str) -> str:
+    """integer, float, or ptr."""
+    element = element_of(kind)
+    if element in FLOATS:
+        return _FLOAT
+    return _INTEGER if element.startswith("i") else element
+
+
+def _bits(kind: str) -> int:
+    element = element_of(kind)
+    return 1 if element == "i1" else 8 * _SIZES[element]
 
 
 def _literal(kind: str, value: float) -> str:
@@ -69,9 +99,9 @@ class Value:
     def _binary(self, other: Operand, integer: str, floating: str, swap: bool = False) -> Value:
         right = self.function.same(self, other)
         left, right = (right, self) if swap else (self, right)
-        name = floating if element_of(self.type) in FLOATS else integer
+        name = {_FLOAT: floating, _INTEGER: integer}.get(_family(self.type), "")
         if not name:
-            raise TypeError(f"no such operation on {self.type}")
+            raise TypeError(f"no {integer or floating} of {self.type}")
         return self.function.op(self.type, f"{name} {self.type} {left.text}, {right.text}")
 
     def __add__(self, other: Operand) -> Value:
@@ -121,7 +151,10 @@ class Value:
     def compare(self, how: str, other: Operand) -> Value:
         """icmp or fcmp by type; `how` is eq ne slt sle sgt sge ult ule ugt uge oeq ogt ..."""
         right = self.function.same(self, other)
-        name = "fcmp" if element_of(self.type) in FLOATS else "icmp"
+        family = _family(self.type)
+        if how not in _PREDICATES.get(family, ()):
+            raise TypeError(f"{self.type} cannot be compared by {how}")
+        name = "fcmp" if family == _FLOAT else "icmp"
         kind = with_element(self.type, "i1")
         return self.function.op(kind, f"{name} {how} {self.type} {self.text}, {right.text}")
 
@@ -289,6 +322,8 @@ class Function:
 
     def atomic_add(self, pointer: Value, amount: Value) -> Value:
         """Add and return the old value; relaxed, for handing out work items."""
+        if pointer.type != "ptr" or _family(amount.type) != _INTEGER or lanes_of(amount.type) > 1:
+            raise TypeError(f"atomic add of {amount.type} to {pointer.type}")
         text = f"atomicrmw add ptr {pointer.text}, {amount.type} {amount.text} monotonic"
         return self.op(amount.type, text)
 
@@ -297,6 +332,11 @@ class Function:
     def cast(self, how: str, value: Value, element: str) -> Value:
         """zext sext trunc fptrunc fpext sitofp uitofp fptosi: the same lanes of `element`."""
         kind = with_element(value.type, element)
+        source, target, growth = _CASTS[how]
+        grown = _bits(kind) - _bits(value.type)
+        fits = (_family(value.type), _family(kind)) == (source, target)
+        if not fits or grown * growth < abs(growth):
+            raise TypeError(f"{how} {value.type} to {kind}")
         return self.op(kind, f"{how} {value.type} {value.text} to {kind}")
 
     def bitcast(self, value: Value, kind: str) -> Value:
@@ -315,11 +355,15 @@ class Function:
     def select(self, condition: Value, yes: Operand, no: Operand) -> Value:
         typed = yes if isinstance(yes, Value) else self.same(_value(no), yes)
         other = self.same(typed, no)
+        if condition.type not in ("i1", with_element(typed.type, "i1")):
+            raise TypeError(f"select between {typed.type} by {condition.type}")
         text = f"select {condition.type} {condition.text}, {typed.type} {typed.text}, "
         return self.op(typed.type, text + f"{other.type} {other.text}")
 
     def splat(self, value: Value, lanes: int) -> Value:
         """One scalar in every lane."""
+        if lanes_of(value.type) > 1:
+            raise TypeError(f"splat of {value.type}")
         kind = vector(value.type, lanes)
         one = self.op(kind, f"insertelement {kind} poison, {value.type} {value.text}, i64 0")
         return self.shuffle(one, one, [0] * lanes)
@@ -327,6 +371,8 @@ class Function:
     def shuffle(self, a: Value, b: Value, indices: Sequence[int]) -> Value:
         if a.type != b.type:
             raise TypeError(f"shuffle of {a.type} and {b.type}")
+        if not all(0 <= i < 2 * lanes_of(a.type) for i in indices):
+            raise TypeError(f"shuffle of two {a.type} with lanes {list(indices)}")
         mask = ", ".join(f"i32 {i}" for i in indices)
         kind = vector(element_of(a.type), len(indices))
         text = (
@@ -335,6 +381,8 @@ class Function:
         return self.op(kind, text)
 
     def extract(self, value: Value, lane: int) -> Value:
+        if not (value.type.startswith("<") and 0 <= lane < lanes_of(value.type)):
+            raise TypeError(f"lane {lane} of {value.type}")
         text = f"extractelement {value.type} {value.text}, i64 {lane}"
         return self.op(element_of(value.type), text)
 
@@ -364,6 +412,8 @@ class Function:
 
     def call_pointer(self, pointer: Value, *arguments: Value) -> None:
         """Call through a pointer to a function without result."""
+        if pointer.type != "ptr":
+            raise TypeError(f"call through {pointer.type}")
         inner = ", ".join(f"{a.type} {a.text}" for a in arguments)
         self.line(f"call void {pointer.text}({inner})")
 
@@ -376,6 +426,9 @@ class Function:
         return self.call(callee.name, callee.result, *arguments)
 
     def ret(self, value: Value | None = None) -> None:
+        given = "void" if value is None else value.type
+        if given != self.result:
+            raise TypeError(f"@{self.name} gives {self.result}, returns {given}")
         self.line("ret void" if value is None else f"ret {value.type} {value.text}")
 
     def label(self, name: str) -> None:
@@ -410,6 +463,7 @@ class Function:
 
     def leave(self, condition: Value, label: str) -> None:
         """Jump to `label` when the condition holds."""
+        _require_condition(condition)
         stay = self.fresh("stay")
         self.line(f"br i1 {condition.text}, label %{label}, label %{stay}")
         self.label(stay)
@@ -417,12 +471,18 @@ class Function:
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """`if condition:`"""
+        _require_condition(condition)
         tag = self.fresh("when")
         self.line(f"br i1 {condition.text}, label %{tag}.yes, label %{tag}.end")
         self.label(f"{tag}.yes")
         yield
         self.line(f"br label %{tag}.end")
         self.label(f"{tag}.end")
+
+
+def _require_condition(condition: Value) -> None:
+    if condition.type != "i1":
+        raise TypeError(f"a branch on {condition.type}")
 
 
 def _value(operand: Operand) -> Value:

@@ -72,7 +72,9 @@ def _functions(
             yield f"{caller}.{name}.finish", "the epilogue: what is done with a tile's results"
     if node.op == "sample":
         yield "sample_row", "the sampler: one row of logits becomes a token"
-    yield caller, "the phase: how the work is shared out to the threads"
+    is_linear = any(leaf.op == "linear" for leaf in node.leaves)
+    work = "gives its share of the outputs to the kernel" if is_linear else "computes its share"
+    yield caller, f"the phase: each thread {work}"
 
 
 def _tiles(function: Function, node: Node, value: str) -> Iterator[Tile]:

@@ -16,6 +16,7 @@ from tokenmill.backends.llvm.lanes import I32, Lanes
 from tokenmill.backends.llvm.packing import PAIR_ROWS
 from tokenmill.backends.llvm.scope import Scope
 from tokenmill.ir.graph import Node
+from tokenmill.ir.numerics import SMALLEST_GROUP
 from tokenmill.ir.order import LANES, padded_head
 
 Pair = tuple[Value, Value]
@@ -55,7 +56,9 @@ def quantize_pair(lanes: Lanes, values: Pair) -> tuple[list[Value], Value]:
     """Integers from -127 to 127 and the scale, max|x| / 127, of two vectors."""
     f = lanes.f
     largest = lanes.tree(lanes.maximum(*(lanes.absolute(v) for v in values)), "max")
-    inverse = f.select(largest.compare("ogt", 0.0), f.const("float", 127.0) / largest, 0.0)
+    inverse = f.select(
+        largest.compare("ogt", SMALLEST_GROUP), f.const("float", 127.0) / largest, 0.0
+    )
     integers = [lanes.round_to_i32(v * lanes.splat(inverse)) for v in values]
     return integers, largest / f.const("float", 127.0)
 

@@ -29,7 +29,7 @@ from tokenmill.ir.order import LANES
 
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
-_SAMPLE_FIELDS = {
+SAMPLE_FIELDS = {
     "slots": "sample_slots",
     "temperature": "temperature",
     "top_k": "top_k",
@@ -204,7 +204,7 @@ class LlvmModel:
             context.point(field, array)
 
     def _set_sampling(self, sampling: SampleInput) -> None:
-        for source, field in _SAMPLE_FIELDS.items():
+        for source, field in SAMPLE_FIELDS.items():
             array = getattr(sampling, source)
             self._step[field] = _packed(array, array.dtype)
         count = len(sampling.slots)

@@ -1,0 +1,244 @@
+"""The official client, with strict validation of responses, over every endpoint and field."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.e2e.command import ANSWER, QUESTION
+from tests.e2e.server_process import ServerProcess, serving
+
+MODEL = "small"
+HELLO = [{"role": "user", "content": QUESTION}]
+GREEDY = {"model": MODEL, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: Path, warm_home: Path) -> Iterator[ServerProcess]:
+    flags = ("--served-model-name", MODEL, "--max-model-len", "2048", "--api-key", "sesame")
+    with serving(smollm2, warm_home, *flags) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[OpenAI]:
+    with OpenAI(
+        base_url=f"{server.url}/v1",
+        api_key="sesame",
+        max_retries=0,
+        timeout=60,
+        _strict_response_validation=True,
+    ) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lenient(client: OpenAI) -> OpenAI:
+    """For what OpenAI's servers send and its client's types leave out: null for the finish reason
+    of a completion's chunk, and for the log probability of the first token of all."""
+    return OpenAI(base_url=client.base_url, api_key="sesame", max_retries=0, timeout=60)
+
+
+def chat(client: OpenAI, **fields):
+    return client.chat.completions.create(**{"messages": HELLO, **GREEDY, **fields})
+
+
+def complete(client: OpenAI, **fields):
+    ask = {"prompt": "The capital of France is", "max_tokens": 8, **GREEDY, **fields}
+    return client.completions.create(**ask)
+
+
+def test_it_says_what_fits_and_how_to_try_it(server: ServerProcess) -> None:
+    while not any(f"curl {server.url}/v1/chat/completions" in line for line in server.lines):
+        time.sleep(0.01)
+    text = "\n".join(server.lines)
+    assert "room for" in text
+    assert "sequences of 2,048 tokens" in text
+
+
+def test_models(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).object == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_chat(client: OpenAI) -> None:
+    answer = chat(client)
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens == 8
+    again = chat(client)
+    assert again.usage.prompt_tokens_details.cached_tokens >= 16
+    assert again.choices[0].message.content == ANSWER
+
+
+def test_chat_stream(client: OpenAI) -> None:
+    chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))
+    said = [choice for chunk in chunks for choice in chunk.choices]
+    assert said[0].delta.role == "assistant"
+    assert "".join(choice.delta.content or "" for choice in said) == ANSWER
+    assert [choice.finish_reason for choice in said][-1] == "stop"
+    assert chunks[-1].usage.total_tokens == chunks[-1].usage.prompt_tokens + 8
+
+
+def test_chat_stream_helper(client: OpenAI) -> None:
+    """The client's own accumulation of a stream."""
+    with client.chat.completions.stream(messages=HELLO, **GREEDY) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == ANSWER
+
+
+def test_chat_logprobs(client: OpenAI) -> None:
+    whole = chat(client, logprobs=True, top_logprobs=3, max_completion_tokens=4)
+    content = whole.choices[0].logprobs.content
+    assert len(content) == 4
+    assert ANSWER.startswith("".join(entry.token for entry in content))
+    for entry in content:
+        assert entry.top_logprobs[0].token == entry.token
+        assert entry.logprob == entry.top_logprobs[0].logprob
+    chunks = chat(client, logprobs=True, top_logprobs=3, max_tokens=4, stream=True)
+    streamed = [e for c in chunks for o in c.choices if o.logprobs for e in o.logprobs.content]
+    assert streamed == content
+
+
+def test_seeds_and_n(client: OpenAI) -> None:
+    ask = {"temperature": 1.2, "seed": 11, "n": 3, "max_tokens": 12}
+    first, second = (
+        [choice.message.content for choice in chat(client, **ask).choices] for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first)) == 3
+    assert [c.message.content for c in chat(client, **{**ask, "seed": 12}).choices] != first
+
+
+def test_sampling_fields(client: OpenAI) -> None:
+    extra = {
+        **{"top_k": 5, "min_p": 0.05, "repetition_penalty": 1.1, "min_tokens": 3},
+        **{"ignore_eos": True, "skip_special_tokens": False, "priority": -1},
+        **{"bad_words": ["Paris"], "cache_salt": "mine", "request_id": "r1"},
+        **{"include_stop_str_in_output": True, "stop_token_ids": [5]},
+    }
+    answer = chat(
+        client,
+        **{"temperature": 0.8, "top_p": 0.9, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+        **{"max_tokens": 10, "stop": ["\n\n"], "logit_bias": {"10": -100}, "user": "me"},
+        metadata={"purpose": "test"},
+        response_format={"type": "text"},
+        extra_body=extra,
+    )
+    assert answer.id == "chatcmpl-r1"
+    assert "Paris" not in answer.choices[0].message.content
+
+
+def test_bias_and_allowed_tokens(client: OpenAI) -> None:
+    answer = complete(client, logit_bias={"260": 100}, extra_body={"return_token_ids": True})
+    assert answer.choices[0].token_ids == [260] * 8
+    extra = {"allowed_token_ids": [260, 261], "return_token_ids": True}
+    assert set(complete(client, extra_body=extra).choices[0].token_ids) <= {260, 261}
+
+
+def test_completions(client: OpenAI, lenient: OpenAI) -> None:
+    whole = complete(client)
+    assert whole.choices[0].text.startswith(" Paris")
+    assert whole.choices[0].finish_reason == "length"
+    chunks = list(complete(lenient, stream=True, stream_options={"include_usage": True}))
+    text = "".join(choice.text for chunk in chunks for choice in chunk.choices)
+    assert text == whole.choices[0].text
+    assert chunks[-1].usage.completion_tokens == 8
+    stopped = complete(client, stop=["."])
+    assert stopped.choices[0].text == " Paris"
+    assert stopped.choices[0].stop_reason == "."
+
+
+def test_several_prompts(client: OpenAI) -> None:
+    prompts = ["The capital of France is", "The capital of Italy is"]
+    both = complete(client, prompt=prompts)
+    alone = [complete(client, prompt=prompt).choices[0].text for prompt in prompts]
+    assert [choice.text for choice in both.choices] == alone
+
+
+def test_completion_logprobs(client: OpenAI) -> None:
+    logprobs = complete(client, logprobs=2).choices[0].logprobs
+    assert {len(values) for _, values in logprobs} == {8}
+    assert logprobs.tokens[0] == " Paris"
+
+
+def test_echo_and_scoring(lenient: OpenAI) -> None:
+    ask = {"echo": True, "logprobs": 2}
+    whole = complete(lenient, **ask).choices[0]
+    assert whole.text.startswith("The capital of France is Paris")
+    scored = complete(lenient, **ask, max_tokens=0).choices[0]
+    assert scored.text == "The capital of France is"
+    num_prompt = len(scored.logprobs.tokens)
+    assert whole.logprobs.tokens[:num_prompt] == scored.logprobs.tokens
+    assert whole.logprobs.token_logprobs[1:num_prompt] == pytest.approx(
+        scored.logprobs.token_logprobs[1:], abs=1e-5
+    )
+    assert scored.logprobs.text_offset[:3] == [0, 3, 11]
+
+
+def test_token_ids_as_a_prompt(client: OpenAI, server: ServerProcess) -> None:
+    headers = {"Authorization": "Bearer sesame"}
+    ask = {"prompt": "The capital of France is"}
+    tokens = httpx.post(f"{server.url}/tokenize", json=ask, headers=headers).json()["tokens"]
+    assert complete(client, prompt=tokens).choices[0].text == complete(client).choices[0].text
+    back = httpx.post(f"{server.url}/detokenize", json={"tokens": tokens}, headers=headers)
+    assert back.json() == {"prompt": "The capital of France is"}
+
+
+def test_a_message_is_continued(client: OpenAI) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "The capital of France is"}]
+    extra = {"add_generation_prompt": False, "continue_final_message": True}
+    answer = chat(client, messages=messages, extra_body=extra, max_tokens=4)
+    assert answer.choices[0].message.content.startswith(" Paris")
+
+
+def test_errors(client: OpenAI, server: ServerProcess) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert refused.value.param == "tools"
+    with pytest.raises(openai.BadRequestError, match="2048"):
+        complete(client, prompt="word " * 3000)
+    with pytest.raises(openai.NotFoundError):
+        chat(client, model="gpt-5")
+    stranger = client.with_options(api_key="wrong")
+    with pytest.raises(openai.AuthenticationError):
+        chat(stranger)
+
+
+def test_conversations_share_their_beginning_and_keep_their_words(client: OpenAI) -> None:
+    """The same tokens, whatever the company."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    system = {"role": "system", "content": "You answer in one short sentence. " * 8}
+    topics = ("rain", "iron", "Rome", "bees", "salt", "jazz", "tea", "glass")
+
+    def ask(topic: str) -> str:
+        messages = [system, {"role": "user", "content": f"What is {topic}?"}]
+        return chat(client, messages=messages, max_tokens=24).choices[0].message.content
+
+    alone = [ask(topic) for topic in topics]
+    with ThreadPoolExecutor(len(topics)) as pool:
+        assert list(pool.map(ask, topics)) == alone
+
+
+def test_metrics_and_the_log_after_all_that(client: OpenAI, server: ServerProcess) -> None:
+    headers = {"Authorization": "Bearer sesame"}
+    stats = httpx.get(f"{server.url}/engine/stats", headers=headers).json()
+    assert stats["num_used_blocks"] == 0
+    assert httpx.get(f"{server.url}/metrics").status_code == 401
+    lines = [json.loads(line) for line in server.lines if line.startswith("{")]
+    assert len(lines) > 20
+    assert not any("capital" in line for line in server.lines if line.startswith("{"))
+
+
+def test_sigterm_ends_it(server: ServerProcess) -> None:
+    """Last in the file."""
+    assert server.terminate() == 0
+    assert server.lines[-1] == "stopped"

@@ -1,0 +1,134 @@
+"""The references against other ways to compute the same, most of them in float64."""
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenmill.ir import numerics
+from tokenmill.ir.formats import FORMATS, Weight, quantize
+from tokenmill.ir.numerics import Cache, Place
+
+F32Array = npt.NDArray[np.float32]
+seeds = st.integers(0, 2**32 - 1)
+
+
+def random(seed: int, *shape: int) -> F32Array:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def vector(values: F32Array) -> Weight:
+    return Weight(format="f32", quants=values[None])
+
+
+def place_of(*positions: int, blocks: tuple[int, ...] = (0, 1, 2)) -> Place:
+    """Tokens of one sequence, in blocks of four positions."""
+    return Place(
+        positions_T=np.array(positions, np.int32),
+        sequences_T=np.zeros(len(positions), np.int32),
+        blocks_SB=np.array([blocks], np.int32),
+        block_size=4,
+    )
+
+
+@given(seeds, st.sampled_from(list(FORMATS)), st.integers(1, 100), st.booleans())
+def test_linear_multiplies_by_the_matrix(seed: int, form: str, k: int, has_bias: bool) -> None:
+    weight, x, bias = quantize(random(seed, 9, k), form), random(seed + 1, 3, k), random(seed, 9)
+    found = numerics.linear(x, weight, vector(bias) if has_bias else None)
+    exact = x.astype(np.float64) @ weight.dequantize().T.astype(np.float64) + has_bias * bias
+    np.testing.assert_allclose(found, exact, atol=1e-5 * np.sqrt(k))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_embed_takes_rows_of_the_table(form: str) -> None:
+    table = quantize(random(0, 7, 40), form)
+    tokens = np.array([6, 0, 6], np.int32)
+    np.testing.assert_array_equal(numerics.embed(tokens, table), table.dequantize()[[6, 0, 6]])
+
+
+def test_rmsnorm_gives_rows_of_mean_square_one() -> None:
+    x, weight = random(1, 4, 50) * 7, random(2, 50)
+    found = numerics.rmsnorm(x, vector(weight), eps=1e-6)
+    exact = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True)) * weight
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
+def test_bf16_is_rounded_to_nearest_even() -> None:
+    x = random(3, 100)
+    exact = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(numerics.round_to(x, to="bf16"), exact)
+    half = np.array([1 + 2**-8, 1 + 3 * 2**-8], np.float32)
+    assert numerics.round_to(half, to="bf16").tolist() == [1, 1 + 2**-6]
+
+
+@given(seeds, st.integers(1, 100))
+def test_int8_is_off_by_half_a_step_of_its_group_at_most(seed: int, k: int) -> None:
+    x = random(seed, 2, k)
+    error = np.abs(numerics.round_to(x, to="int8") - x)
+    for start in range(0, k, 32):
+        group = slice(start, start + 32)
+        step = np.abs(x[:, group]).max(1) / 127
+        assert (error[:, group].max(1) <= step * 0.501).all()
+
+
+def test_int8_of_zeros_and_of_next_to_nothing_is_zero() -> None:
+    for size in (0.0, 1e-38, 1e-42):
+        x = np.full((1, 40), size, np.float32)
+        assert numerics.round_to(x, to="int8").tolist() == [[0.0] * 40]
+
+
+@pytest.mark.parametrize("to", ["f32", "bf16", "int8"])
+def test_no_rows_are_rounded_to_no_rows(to: str) -> None:
+    assert numerics.round_to(np.zeros((0, 40), np.float32), to=to).shape == (0, 40)
+
+
+@given(seeds, st.sampled_from((2, 8, 24)), st.integers(0, 500))
+def test_rope_multiplies_by_a_complex_number(seed: int, head_dim: int, position: int) -> None:
+    x = random(seed, 1, 3 * head_dim)
+    found = numerics.rope(x, place_of(position), head_dim=head_dim, theta=10000.0)
+    low, high = np.split(x.reshape(3, head_dim).astype(np.float64), 2, axis=1)
+    angles = position * 10000.0 ** -(np.arange(0, head_dim, 2) / head_dim)
+    turned = (low + 1j * high) * np.exp(1j * angles)
+    exact = np.concatenate([turned.real, turned.imag], axis=1).reshape(1, -1)
+    np.testing.assert_allclose(found, exact, atol=3e-4)
+
+
+def test_keys_and_values_lie_where_the_block_table_says() -> None:
+    cache = Cache(
+        keys=np.zeros((9, 4, 1, 2), np.float32), values=np.zeros((9, 4, 1, 2), np.float32)
+    )
+    k, v = random(1, 3, 2), random(2, 3, 2)
+    place = place_of(3, 4, 9, blocks=(5, 0, 7))
+    numerics.kv_write(k, v, place, cache, head_dim=2, to="bf16")
+    for token, (block, offset) in enumerate([(5, 3), (0, 0), (7, 1)]):
+        expected = numerics.round_to(k[token], to="bf16")
+        np.testing.assert_array_equal(cache.keys[block, offset, 0], expected)
+    assert np.count_nonzero(cache.values.any(axis=(2, 3))) == 3
+    keys, values = cache.read(place, 0, 10)
+    assert keys.shape == values.shape == (10, 1, 2)
+    np.testing.assert_array_equal(values[9, 0], numerics.round_to(v[2], to="bf16"))
+
+
+@given(seeds, st.sampled_from((1, 3)), st.sampled_from((1, 7, 300)))
+def test_attention_is_a_softmax_over_the_past(seed: int, group: int, length: int) -> None:
+    kv_heads, head_dim, scale = 2, 4, 0.5
+    blocks = tuple(np.random.default_rng(seed).permutation(75).tolist())
+    cache = Cache(keys=random(seed, 75, 4, kv_heads, head_dim),
+                  values=random(seed + 1, 75, 4, kv_heads, head_dim))  # fmt: skip
+    place = place_of(length - 1, blocks=blocks)
+    q = random(seed + 2, 1, kv_heads * group * head_dim)
+    found = numerics.attention(q, cache, place, head_dim=head_dim, scale=scale)
+    keys, values = (a.astype(np.float64) for a in cache.read(place, 0, length))
+    for head, q_head in enumerate(q.reshape(-1, head_dim)):
+        weights = np.exp(keys[:, head // group] @ q_head * scale)
+        exact = weights @ values[:, head // group] / weights.sum()
+        start = head * head_dim
+        np.testing.assert_allclose(found[0, start : start + head_dim], exact, atol=2e-6)
+
+
+def test_silu_does_not_overflow() -> None:
+    x = np.array([-1e4, -1, 0, 1, 1e4], np.float32)
+    exact = [0, -1 / (1 + np.e), 0, 1 / (1 + np.exp(-1)), 1e4]
+    np.testing.assert_allclose(numerics.silu(x), exact, rtol=1e-6, atol=1e-30)

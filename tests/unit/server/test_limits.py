@@ -1,0 +1,224 @@
+"""Keys, sizes, queues; clients that leave; health; and the end."""
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.unit.server.running import Running, events_of, running_server, wait_for
+
+LONG = {"max_tokens": 400, "ignore_eos": True}
+
+
+def test_keys_guard_every_route_but_the_probes_and_the_page() -> None:
+    with running_server(api_keys=("first-key", "second-key")) as made:
+        document = made.client.get("/openapi.json", headers=key("first-key")).json()
+        probes = {"/live", "/ready", "/health"}
+        for path in [*document["paths"], "/docs", "/openapi.json", "/nothing"]:
+            basic = {"Authorization": "Basic first-key"}
+            for given in ({}, key("wrong"), key("first-keys"), basic):
+                method = "GET" if made.client.get(path).status_code != 405 else "POST"
+                status = made.client.request(method, path, headers=given).status_code
+                assert status == (200 if path in probes else 401), path
+        assert made.client.get("/").status_code == 200
+        for known in ("first-key", "second-key"):
+            assert made.client.get("/v1/models", headers=key(known)).status_code == 200
+        error = made.refuse(made.complete(), 401)
+        assert error["code"] == "invalid_api_key"
+
+
+def key(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+def test_bodies_are_bounded_with_and_without_a_length() -> None:
+    with running_server(max_body_bytes=1000) as made:
+        assert made.complete("a" * 800, max_tokens=1).status_code == 400  # read, and too long
+        made.refuse(made.complete("a" * 2000), 413)
+
+        def chunks():
+            yield b'{"prompt": "'
+            for _ in range(20):
+                yield b"a" * 100
+            yield b'"}'
+
+        headers = {"Content-Type": "application/json"}
+        made.refuse(made.client.post("/v1/completions", content=chunks(), headers=headers), 413)
+        assert made.complete(max_tokens=1).status_code == 200
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    with running_server(max_waiting=2, step_s=0.01) as made, ThreadPoolExecutor(12) as pool:
+        made.model.gate.clear()
+        asked = [pool.submit(made.complete, "a", max_tokens=2) for _ in range(12)]
+        wait_for(lambda: sum(f.done() for f in asked) >= 4)
+        made.model.gate.set()
+        answers = [future.result() for future in asked]
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert refused
+        assert any(answer.status_code == 200 for answer in answers)
+        for answer in refused:
+            assert made.refuse(answer, 429)["code"] == "queue_full"
+            assert int(answer.headers["retry-after"]) >= 1
+        made.wait_until_idle()
+
+
+def hang_up(made: Running, ask) -> None:
+    """Ask, and leave before the answer is complete."""
+    body = json.dumps(ask).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", made.client.base_url.port)) as connection:
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        wait_for(lambda: made.service.llm.engine.stats().num_running == ask["n"])
+
+
+@pytest.mark.parametrize("is_streaming", [True, False])
+def test_a_client_that_leaves_frees_its_blocks(is_streaming) -> None:
+    with running_server(step_s=0.01) as made:
+        ask = {"prompt": "hello", **LONG, "stream": is_streaming, "n": 2}
+        hang_up(made, ask)
+        num_steps = made.service.llm.engine.stats().num_steps
+        made.wait_until_idle()
+        assert made.service.llm.engine.stats().num_steps <= num_steps + 20
+        assert 'finished_reason="abort",model_name="fake"} 2.0' in made.client.get("/metrics").text
+
+
+def test_a_dead_engine_fails_health_and_every_request() -> None:
+    with running_server(fail_at_step=3) as made:
+        assert made.client.get("/health").status_code == 200
+        made.refuse(made.complete(**LONG), 503)
+        for path in ("/health", "/ready"):
+            assert made.refuse(made.client.get(path), 503)["code"] == "engine_dead"
+        made.refuse(made.complete(), 503)
+        assert made.client.get("/live").status_code == 200
+
+
+def test_a_stream_that_breaks_says_so() -> None:
+    with running_server(fail_at_step=5) as made:
+        lines = made.complete(**LONG, stream=True).text.strip().split("\n\n")
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "engine_dead"
+
+
+def test_an_engine_that_stands_still_fails_health_only_while_work_waits() -> None:
+    with running_server(stall_timeout_s=0.3) as made, ThreadPoolExecutor(1) as pool:
+        time.sleep(0.5)
+        assert made.client.get("/health").status_code == 200
+        made.model.gate.clear()
+        asked = pool.submit(made.complete, max_tokens=2)
+        wait_for(lambda: made.client.get("/health").status_code == 503)
+        assert made.refuse(made.client.get("/ready"), 503)["code"] == "engine_stuck"
+        made.model.gate.set()
+        assert asked.result().status_code == 200
+        assert made.client.get("/health").status_code == 200
+
+
+def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
+    with running_server(step_s=0.01) as made, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(made.complete, **{**LONG, "max_tokens": 60}, stream=True)
+        wait_for(lambda: made.service.llm.engine.stats().num_running > 0)
+        made.tell()
+        wait_for(lambda: made.client.get("/ready").status_code == 503)
+        refused = made.complete()
+        assert made.refuse(refused, 503)["code"] == "draining"
+        assert refused.headers["retry-after"]
+        assert made.client.get("/live").status_code == 200
+        events = events_of(asked.result())
+        assert events[-1]["choices"][0]["finish_reason"] == "length"
+        wait_for(lambda: made.server.should_exit)
+        assert made.server.is_drained
+
+
+def test_draining_ends_in_time_and_tells_whom_it_cuts_off() -> None:
+    with running_server(step_s=0.02, drain_timeout_s=0.3) as made, ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(made.complete, **LONG)
+        stream = pool.submit(made.complete, **LONG, stream=True)
+        wait_for(lambda: made.service.llm.engine.stats().num_running == 2)
+        made.tell()
+        assert made.refuse(whole.result(), 503)["code"] == "draining"
+        last = stream.result().text.strip().split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
+        wait_for(lambda: made.server.should_exit)
+        assert not made.server.is_drained
+
+
+def test_a_live_view_does_not_keep_the_server_up() -> None:
+    with running_server() as made:
+        seen = threading.Event()
+
+        def watch():
+            with httpx.stream("GET", f"{made.url}/engine/events", timeout=20) as response:
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        assert (
+                            json.loads(line[6:]).keys()
+                            == made.client.get("/engine/stats").json().keys()
+                        )
+                        seen.set()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        assert seen.wait(10)
+        made.tell()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert made.server.is_drained
+
+
+def test_origins_are_refused_unless_allowed(shared: Running) -> None:
+    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in shared.client.get("/live", headers=asked).headers
+    with running_server(allowed_origins=("https://a.example",), api_keys=("k",)) as made:
+        allowed = made.client.options("/v1/completions", headers=asked)
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+        other = made.client.options(
+            "/v1/completions", headers={**asked, "Origin": "https://b.example"}
+        )
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_log_tells_of_a_request_but_not_what_was_said(shared: Running, caplog) -> None:
+    with caplog.at_level("INFO", "tokenmill.access"):
+        headers = {"X-Request-Id": "r-1"}
+        ask = {"prompt": "secretprompt", "max_tokens": 3, "ignore_eos": True}
+        answer = shared.client.post("/v1/completions", json=ask, headers=headers).json()
+        shared.client.post("/v1/completions", json={"prompt": "a", "stop": "secret" * 500})
+        wait_for(lambda: len(caplog.records) >= 2)
+    line = json.loads(caplog.records[0].getMessage())
+    assert line["request_id"] == "r-1"
+    assert (line["status"], line["path"]) == (200, "/v1/completions")
+    assert line["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+    assert line["output_tokens"] == 3
+    assert "secret" not in caplog.text
+
+
+def test_metrics_have_the_names_of_vllm(shared: Running) -> None:
+    shared.complete(max_tokens=4, ignore_eos=True, stream=True)
+    shared.complete(max_tokens=4, ignore_eos=True)
+    text = shared.client.get("/metrics").text
+    for name in (
+        *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
+        *("prefix_cache_queries_total", "prefix_cache_hits_total", "num_preemptions_total"),
+        *("prompt_tokens_total", "generation_tokens_total", "request_success_total"),
+        *("time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket"),
+        *("e2e_request_latency_seconds_sum", "request_queue_time_seconds_count"),
+        *("request_prefill_time_seconds_sum", "request_decode_time_seconds_sum"),
+        *("iteration_tokens_total_bucket", "spec_decode_num_draft_tokens_total"),
+        *("spec_decode_num_accepted_tokens_total", "iteration_tokens_total_count"),
+    ):
+        assert f"\ntokenmill:{name}{{" in text, name
+    [count] = [line for line in text.splitlines() if "inter_token_latency_seconds_count" in line]
+    assert float(count.split()[-1]) >= 6
+
+
+def test_the_page_may_load_nothing_from_outside(shared: Running) -> None:
+    page = shared.client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert shared.client.get("/app.js").headers["content-type"].startswith("text/javascript")
+    assert "http" not in shared.client.get("/docs").text.replace("httpx", "")

@@ -1,0 +1,227 @@
+"""Thousands of random schedules through the real scheduler, pool and step builder.
+
+Requests come and go, share beginnings, fork, are preempted and are put first, in pools that are
+far too small. Whatever happens, each sequence says exactly what it says alone.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from fake_model import FakeModel, expected_output, make_limits, seen_of, token_logprobs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenmill.backends.base import StepInput, StepLimits
+from tokenmill.engine.draft_model import DraftModel
+from tokenmill.engine.outputs import Logprob
+from tokenmill.engine.sequence import Sequence, make_sequence
+from tokenmill.engine.speculation import Drafter, NgramDrafter, Speculator
+from tokenmill.engine.step_loop import StepLoop
+from tokenmill.sampling.params import SamplingParams
+
+VOCAB = 16
+EOS = (3, 4)
+
+
+@dataclass
+class Arrival:
+    """A request: when it comes, when its caller leaves, what it asks for."""
+
+    turn: int
+    family: int  # prompts of a family begin alike
+    prompt_len: int
+    n: int
+    priority: int
+    salt: str
+    leaves: int | None
+    params: dict[str, object]
+    bad_words: list[list[int]]
+    sequences: list[Sequence] = field(default_factory=list)
+
+    def prompt(self) -> list[int]:
+        shared = [(self.family * 7 + i * i) % VOCAB for i in range(self.prompt_len)]
+        return shared if self.family % 2 else [*shared[:-1], self.prompt_len % VOCAB]
+
+    def start(self, number: int, limits: StepLimits) -> list[Sequence]:
+        for index in range(self.n):
+            sequence = make_sequence(
+                "the prompt",
+                self.prompt(),
+                SamplingParams(**self.params),
+                seed=1000 * number + index,
+                eos_ids=EOS,
+                limits=limits,
+                max_model_len=10_000,
+                bad_words=self.bad_words,
+                priority=self.priority,
+                cache_salt=self.salt,
+                parent=self.sequences[0] if self.sequences else None,
+            )
+            self.sequences.append(sequence)
+        return self.sequences
+
+
+PARAMS = st.fixed_dictionaries(
+    {"max_tokens": st.sampled_from([1, 5, 20, 40, None, None])},
+    optional={
+        "temperature": st.sampled_from([0, 0.7]),
+        "repetition_penalty": st.sampled_from([1, 1, 1.5]),
+        "ignore_eos": st.sampled_from([True, True, False]),
+        "logprobs": st.integers(0, 3),
+        "prompt_logprobs": st.sampled_from([0, 2]),
+        "min_tokens": st.sampled_from([1]),
+        "logit_bias": st.just({7: 2.5}),
+        "allowed_token_ids": st.just([3, 5, 7, 11]),
+    },
+)
+ARRIVALS = st.lists(
+    st.builds(
+        Arrival,
+        turn=st.integers(0, 12),
+        family=st.integers(0, 3),
+        prompt_len=st.one_of(st.integers(1, 70), st.sampled_from([16, 32, 48])),
+        n=st.sampled_from([1, 1, 1, 2, 3]),
+        priority=st.sampled_from([0, 0, 0, -1, 1]),
+        salt=st.sampled_from(["", "", "tenant"]),
+        leaves=st.one_of(st.none(), st.none(), st.integers(0, 60)),
+        params=PARAMS,
+        bad_words=st.sampled_from([[], [], [[5]], [[5, 7], [9, 2, 1]]]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+class ErringModel(FakeModel):
+    """Says every third time something else than the model that it guesses for."""
+
+    def _sample(self, step: StepInput, row: int) -> int:
+        token = super()._sample(step, row)
+        return token if len(self._seen(step, row)) % 3 else (token + 1) % VOCAB
+
+
+DRAFTERS = st.one_of(
+    st.none(),
+    st.just("ngram"),
+    st.just("ngram"),
+    st.fixed_dictionaries(
+        {
+            "tokens": st.integers(1, 30),
+            "slots": st.integers(1, 4),
+            "blocks": st.integers(1, 12),
+            "blocks_per_sequence": st.integers(2, 8),
+        }
+    ),
+)
+
+
+def make_drafter(kind: str | dict[str, int], target: StepLimits, errs: bool) -> Drafter:
+    if kind == "ngram":
+        return NgramDrafter()
+    limits = make_limits(vocab_size=VOCAB, **kind)
+    return DraftModel(ErringModel(limits) if errs else FakeModel(limits), target)
+
+
+def run(
+    loop: StepLoop, arrivals: list[Arrival], limits: StepLimits, drafter: Drafter | None
+) -> None:
+    """Let everybody come and go; check the books after every step."""
+    for turn in range(5000):
+        for number, arrival in enumerate(arrivals):
+            if arrival.turn == turn:
+                for sequence in arrival.start(number, limits):
+                    loop.scheduler.add(sequence)
+            if arrival.leaves is not None and turn == arrival.turn + arrival.leaves:
+                for sequence in arrival.sequences:
+                    if sequence.finish_reason is None:
+                        loop.scheduler.finish(sequence, "abort")
+                loop.scheduler.check()
+        loop.turn()
+        loop.scheduler.check()
+        if isinstance(drafter, DraftModel):
+            drafter.check()
+        if not loop.has_work and all(arrival.turn <= turn for arrival in arrivals):
+            return
+    pytest.fail("it does not end")
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    arrivals=ARRIVALS,
+    tokens=st.integers(1, 40),
+    slots=st.integers(1, 5),
+    num_more_rows=st.integers(0, 6),
+    blocks=st.integers(5, 16),
+    has_prefix_cache=st.sampled_from([True, True, False]),
+    drafts=DRAFTERS,
+    draft_errs=st.booleans(),
+    num_drafts=st.integers(1, 7),
+)
+def test_every_sequence_says_what_it_says_alone(
+    arrivals: list[Arrival],
+    tokens: int,
+    slots: int,
+    num_more_rows: int,
+    blocks: int,
+    has_prefix_cache: bool,
+    drafts: str | dict[str, int] | None,
+    draft_errs: bool,
+    num_drafts: int,
+) -> None:
+    limits = make_limits(
+        tokens=tokens,
+        slots=slots,
+        sequences=slots,
+        rows=slots + num_more_rows,
+        blocks=blocks,
+        vocab_size=VOCAB,
+        logprobs=5,
+    )
+    drafter = None if drafts is None else make_drafter(drafts, limits, draft_errs)
+    # A clock that stands still: whether guessing pays is then a matter of right and wrong alone.
+    speculator = drafter and Speculator(drafter, num_drafts, clock=lambda: 0.0)
+    loop = StepLoop(FakeModel(limits), has_prefix_cache=has_prefix_cache, speculator=speculator)
+    run(loop, arrivals, limits, drafter)
+    loop.scheduler.pool.check([])
+    for arrival in arrivals:
+        for sequence in arrival.sequences:
+            check_output(sequence)
+
+
+def check_output(sequence: Sequence) -> None:
+    """All of what it says alone, or the beginning if its caller left."""
+    output = list(sequence.output)
+    del sequence.tokens[sequence.prompt_len :]
+    wanted = expected_output(sequence, VOCAB)
+    assert output == wanted[: len(output)]
+    assert len(output) == len(wanted) or sequence.finish_reason == "abort"
+    check_logprobs(sequence, output)
+
+
+def check_logprobs(sequence: Sequence, output: list[int]) -> None:
+    params, tokens = sequence.params, [*sequence.tokens, *output]
+    if params.logprobs is None:
+        assert not sequence.logprobs
+    else:
+        assert sequence.logprobs == [
+            expected_logprobs(tokens, sequence.prompt_len + index, params.logprobs)
+            for index in range(len(output))
+        ]
+    if output and params.prompt_logprobs is not None and sequence.parent is None:
+        assert sequence.prompt_logprobs == [
+            None,
+            *(
+                expected_logprobs(tokens, index, params.prompt_logprobs)
+                for index in range(1, sequence.prompt_len)
+            ),
+        ]
+
+
+def expected_logprobs(tokens: list[int], index: int, num_top: int) -> dict[int, Logprob]:
+    seen = seen_of(tokens[:index])
+    logprob, rank, top_ids, top = token_logprobs(seen, tokens[index], num_top)
+    found = {tokens[index]: Logprob(np.float32(logprob).item(), rank)}
+    for place, (token, value) in enumerate(zip(top_ids, top, strict=True), start=1):
+        found.setdefault(token, Logprob(np.float32(value).item(), place))
+    return found

@@ -1,0 +1,206 @@
+"""`tokenmill serve`: load a model and serve it over HTTP, as OpenAI's API has it."""
+
+import json
+import logging
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenmill.cli import arguments
+from tokenmill.cli.progress import make_progress
+from tokenmill.config import EngineConfig
+
+if TYPE_CHECKING:
+    from tokenmill.engine.llm import LLM
+    from tokenmill.server.config import ServerConfig
+
+_SHOWN_LEN = 2048
+"""Tokens of the sequences by which the size of the KV cache is told."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "positional_model", nargs="?", metavar="MODEL", help="the model, as with --model"
+    )
+    _add_server_arguments(parser)
+    arguments.add_engine_arguments(parser)
+    _add_scheduling_arguments(parser)
+
+
+def _add_server_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
+    group.add_argument(
+        "--port", type=int, default=8000, help="port; 0: any free one (default: %(default)s)"
+    )
+    for flag, metavar, text in (
+        (
+            "--served-model-name",
+            "NAME",
+            "name of the model in requests; may be given several times",
+        ),
+        ("--api-key", "KEY", "key that clients must send; may be given several times"),
+        ("--allowed-origin", "URL", "web origin that may call (CORS); may be given several times"),
+    ):
+        group.add_argument(
+            flag, action="append", default=[], metavar=metavar, dest=_plural(flag), help=text
+        )
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a key a line; the variable TOKENMILL_API_KEY holds keys, too",
+    )
+    group.add_argument(
+        "--max-body-bytes",
+        type=int,
+        metavar="N",
+        default=16 * 2**20,
+        help="largest body of a request (default: %(default)s)",
+    )
+    for flag, default, text in (
+        ("--drain-timeout", 30.0, "time for running requests after SIGTERM"),
+        ("--stall-timeout", 4.0, "time without a step, though there is work, until /health fails"),
+    ):
+        group.add_argument(
+            flag,
+            type=float,
+            metavar="SECONDS",
+            default=default,
+            help=f"{text} (default: {default:g})",
+        )
+
+
+def _plural(flag: str) -> str:
+    return f"{flag.removeprefix('--').replace('-', '_')}s"
+
+
+def _add_scheduling_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("scheduling")
+    defaults = EngineConfig()
+    for flag, default, text in (
+        ("--max-num-seqs", defaults.max_num_seqs, "sequences that run at the same time"),
+        ("--max-num-batched-tokens", defaults.max_num_batched_tokens, "tokens in one step"),
+        ("--max-waiting", 1024, "requests that may wait; more are told to come back"),
+    ):
+        group.add_argument(
+            flag, type=int, metavar="N", default=default, help=f"{text} (default: %(default)s)"
+        )
+    group.add_argument(
+        "--kv-cache-memory-bytes", type=int, metavar="N", help="memory for keys and values"
+    )
+    group.add_argument(
+        "--no-prefix-caching",
+        action="store_false",
+        dest="enable_prefix_caching",
+        help="compute every prompt from its beginning",
+    )
+
+
+def serve(
+    *,
+    positional_model: str | None,
+    host: str,
+    port: int,
+    served_model_names: list[str],
+    api_keys: list[str],
+    allowed_origins: list[str],
+    api_key_file: Path | None,
+    max_body_bytes: int,
+    drain_timeout: float,
+    stall_timeout: float,
+    **values: object,
+) -> None:
+    """Serve a model until a signal ends it. What is wrong is said before the model is loaded."""
+    from tokenmill.server.config import ServerConfig, gather_keys
+
+    if positional_model is not None:
+        values["model"] = positional_model
+    engine_config = EngineConfig(**values)  # type: ignore[arg-type]  # it checks them itself
+    config = ServerConfig(
+        host=host,
+        port=port,
+        model_names=tuple(served_model_names) or (_name_of(engine_config.model),),
+        api_keys=gather_keys(api_keys, api_key_file),
+        allowed_origins=tuple(allowed_origins),
+        max_body_bytes=max_body_bytes,
+        drain_timeout_s=drain_timeout,
+        stall_timeout_s=stall_timeout,
+    )
+    _serve(engine_config, config)
+
+
+def _serve(engine_config: EngineConfig, config: "ServerConfig") -> None:
+    from tokenmill.server import serving
+
+    _log_to_stderr()
+    bound = serving.bind(config.host, config.port)
+    with bound, _open_llm(engine_config) as llm:
+        print(capacity(llm), file=sys.stderr)
+        _warm_up(llm)
+        address = serving.address_of(bound)
+        is_drained = serving.serve(
+            llm, config, bound, on_ready=lambda: print(_greeting(address, config), file=sys.stderr)
+        )
+    print("stopped" if is_drained else "stopped; some answers were cut off", file=sys.stderr)
+
+
+def _open_llm(config: EngineConfig) -> "LLM":
+    from tokenmill.engine.llm import LLM
+
+    return LLM.from_config(config, progress=make_progress())
+
+
+def _name_of(model: str) -> str:
+    """What requests call the model: a file's name without its folders, or the name as given."""
+    path = Path(model)
+    return path.name if path.is_absolute() or path.exists() else model
+
+
+def capacity(llm: "LLM") -> str:
+    """In plain words, what fits into the KV cache."""
+    stats = llm.engine.stats()
+    length = min(llm.max_model_len, _SHOWN_LEN)
+    num_tokens = stats.num_blocks * _block_size()
+    fitting = num_tokens // length
+    room = f"room for {fitting:,} sequence{'s' if fitting != 1 else ''} of {length:,} tokens"
+    return f"{room} in a KV cache of {num_tokens:,}"
+
+
+def _block_size() -> int:
+    from tokenmill.backends.base import BLOCK_SIZE
+
+    return BLOCK_SIZE
+
+
+def _warm_up(llm: "LLM") -> None:
+    """Compile what steps of all sizes need, so that no request waits for it."""
+    from tokenmill.backends.llvm.model import LlvmModel
+    from tokenmill.backends.llvm.tiles import MAX_ROWS
+
+    compiled = llm.loaded.compiled
+    assert isinstance(compiled, LlvmModel)
+    for num_rows in range(1, min(MAX_ROWS, compiled.limits.tokens) + 1):
+        compiled.prepare(num_rows)
+
+
+def _greeting(address: str, config: "ServerConfig") -> str:
+    key = ' -H "Authorization: Bearer $TOKENMILL_API_KEY"' if config.api_keys else ""
+    message = {"role": "user", "content": "Hello"}
+    body = json.dumps({"model": config.model_names[0], "messages": [message]})
+    return (
+        f"ready: {address}\n"
+        f"try:   curl {address}/v1/chat/completions{key} "
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def _log_to_stderr() -> None:
+    """The access log, as it is; of the libraries, only what went wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access = logging.getLogger("tokenmill.access")
+    access.addHandler(handler)
+    access.setLevel(logging.INFO)
+    access.propagate = False

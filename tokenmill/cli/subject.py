@@ -1,0 +1,97 @@
+"""What `tokenmill explain` speaks of: a model without its weights, and one of its values."""
+
+from dataclasses import dataclass
+
+from tokenmill.errors import ModelNotFoundError, UsageError
+from tokenmill.ir.graph import Graph, Node
+from tokenmill.ir.ops import OPS
+from tokenmill.models.checkpoint import open_checkpoint
+from tokenmill.models.config import ModelConfig
+from tokenmill.models.provenance import Origins, trace_build
+from tokenmill.models.sources import LocalSource, fetch, parse_source
+from tokenmill.models.weights import target_formats
+
+_EXAMPLE = ModelConfig(
+    architecture="llama",
+    name="a Llama of SmolLM2's size",
+    vocab_size=49152,
+    hidden_size=576,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    intermediate_size=1536,
+    norm_eps=1e-5,
+    rope_theta=100_000.0,
+    context_length=8192,
+    is_tied=True,
+    has_attention_bias=False,
+)
+"""What is explained while the model itself is not on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model without its weights."""
+
+    config: ModelConfig
+    graph: Graph
+    origins: Origins
+    formats: dict[str, str]
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedValue:
+    """A value of the graph as built, in one of its functions."""
+
+    function: str
+    node: Node
+
+    @property
+    def name(self) -> str:
+        return self.node.result.name[1:]
+
+
+def load_subject(model: str) -> Subject:
+    """The model if it is on disk, else an example; nothing is fetched."""
+    source = parse_source(model)
+    try:
+        local = fetch(source, offline=True)
+    except ModelNotFoundError:
+        if isinstance(source, LocalSource):
+            raise
+        graph, origins = trace_build(_EXAMPLE)
+        formats = {n: "q4" for n, kind in graph.weights().items() if kind.dtype == "w"}
+        note = f"{model} is not on disk (`tokenmill pull {model}` fetches it): an example instead"
+        return Subject(config=_EXAMPLE, graph=graph, origins=origins, formats=formats, note=note)
+    checkpoint = open_checkpoint(local.path)
+    graph, origins = trace_build(checkpoint.config)
+    shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
+    formats = target_formats(checkpoint, shapes, "auto")
+    return Subject(config=checkpoint.config, graph=graph, origins=origins, formats=formats, note="")
+
+
+def named_values(graph: Graph) -> list[NamedValue]:
+    """Every value that an operation makes: a layer's before main's."""
+    functions = (*graph.functions[1:], graph.main)
+    return [
+        NamedValue(function=f.name, node=node)
+        for f in functions
+        for node in f.nodes
+        if node.op in OPS
+    ]
+
+
+def find_value(subject: Subject, name: str) -> NamedValue:
+    """By `function.value`, by value, or the first of an operation."""
+    values = named_values(subject.graph)
+    for spelling in (
+        [v for v in values if f"{v.function}.{v.name}" == name],
+        [v for v in values if v.name == name],
+        [v for v in values if v.node.op == name],
+    ):
+        if spelling:
+            return spelling[0]
+    known = ", ".join(dict.fromkeys([*(v.node.op for v in values), *(v.name for v in values)]))
+    raise UsageError(f"{subject.config.name} has no operation {name!r}: choose one of {known}")

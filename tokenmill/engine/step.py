@@ -1,0 +1,63 @@
+"""The plan of one step, as the scheduler hands it to whoever builds and commits it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from tokenmill.engine.sequence import Sequence
+
+
+class Chunk(NamedTuple):
+    """Positions [start, start + length) of a sequence, computed in one step.
+
+        known tokens ............................ | drafts
+        [ start ... [ scored ....) ... | sampled row(s) )
+
+    Rows of logits are wanted at the `num_scored` positions from `scored_start` on, for the log
+    probabilities of the prompt, and, if it `is_sampled`, at the last known token and each draft.
+    """
+
+    sequence: Sequence
+    start: int
+    length: int  # drafts included
+    is_sampled: bool  # it reaches the end of what is known
+    drafts: tuple[int, ...]
+    scored_start: int
+    num_scored: int
+    blocks: list[int]  # the sequence's table at the time; it has another after a preemption
+
+    @property
+    def num_sampled(self) -> int:
+        return 1 + len(self.drafts) if self.is_sampled else 0
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_scored + self.num_sampled
+
+
+@dataclass(frozen=True)
+class Step:
+    """The chunks of one step, in the order in which their tokens lie, and block copies before it.
+
+    Copies are pairs (from, to), done one after another.
+    """
+
+    chunks: list[Chunk]
+    copies: list[tuple[int, int]]
+
+    @cached_property
+    def num_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+    @property
+    def sampled(self) -> list[Sequence]:
+        """The sequences that get tokens."""
+        return [chunk.sequence for chunk in self.chunks if chunk.is_sampled]
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Must its tokens be seen before another step can be planned well?"""
+        return any(
+            chunk.drafts or (chunk.is_sampled and chunk.sequence.needs_tokens)
+            for chunk in self.chunks
+        )

@@ -1,0 +1,84 @@
+"""The configuration of a server, checked once and then frozen."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenmill.errors import UsageError
+
+API_KEY_VARIABLE = "TOKENMILL_API_KEY"
+"""Environment variable with keys, separated by commas."""
+
+_MAX_KEY_FILE_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How a server listens, whom it serves, and where its limits lie.
+
+    Raises UsageError where a value is outside its range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    model_names: tuple[str, ...]  # names that `model` may have in a request; the first is the main
+    api_keys: tuple[str, ...] = ()  # none: everybody may come
+    allowed_origins: tuple[str, ...] = ()  # for CORS; none: off
+    max_body_bytes: int = 16 * 2**20
+    drain_timeout_s: float = 30.0  # from SIGTERM until what still runs is aborted
+    stall_timeout_s: float = 4.0  # without a step, though there is work, until /health fails
+
+    def __post_init__(self) -> None:
+        if not self.model_names or not all(self.model_names):
+            raise UsageError("served_model_name is empty: give at least one name")
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"port is {self.port}, but must be from 0 to 65535")
+        for name in ("max_body_bytes", "drain_timeout_s", "stall_timeout_s"):
+            if not 0 < getattr(self, name) < 2**40:  # a NaN fails, too
+                raise UsageError(f"{name} is {getattr(self, name)}, but must be above 0")
+        for key in self.api_keys:
+            _check_key(key, "an API key")
+
+
+def gather_keys(
+    flags: Iterable[str], file: Path | None, environment: Mapping[str, str] = os.environ
+) -> tuple[str, ...]:
+    """The API keys given by flag, in a file (a line each, # begins a comment), or by environment.
+
+    Raises UsageError where a key cannot be one, or where a file or variable holds none.
+    """
+    keys = [*flags]
+    if file is not None:
+        keys += _keys_of_file(file)
+    if API_KEY_VARIABLE in environment:
+        named = [key.strip() for key in environment[API_KEY_VARIABLE].split(",")]
+        if not any(named):
+            raise UsageError(f"{API_KEY_VARIABLE} is set, but holds no key: give one or unset it")
+        keys += [key for key in named if key]
+    for key in keys:
+        _check_key(key, "an API key")
+    return tuple(dict.fromkeys(keys))
+
+
+def _keys_of_file(file: Path) -> list[str]:
+    try:
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(_MAX_KEY_FILE_BYTES)
+    except OSError as error:
+        raise UsageError(f"the key file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the key file {file} is not text: give one key a line") from error
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise UsageError(f"the key file {file} holds no key: give one a line")
+    for number, key in enumerate(keys, 1):
+        _check_key(key, f"key {number} in {file}")
+    return keys
+
+
+def _check_key(key: str, what: str) -> None:
+    """A key is sent in a header; the message does not show it."""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"{what} is empty or has characters other than visible ASCII")

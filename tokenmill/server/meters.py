@@ -1,0 +1,164 @@
+"""Prometheus metrics: the names and buckets of vLLM, with our prefix."""
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from tokenmill.engine.engine import Engine
+from tokenmill.engine.outputs import OutputDelta, RequestOutput
+from tokenmill.engine.request import Request
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_LABELS = ("model_name",)
+
+_FIRST_TOKEN_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_INTER_TOKEN_S = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_REQUEST_S = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_REQUEST_HISTOGRAMS = {
+    "time_to_first_token_seconds": ("Time to first token.", _FIRST_TOKEN_S),
+    "inter_token_latency_seconds": ("Time between tokens.", _INTER_TOKEN_S),
+    "e2e_request_latency_seconds": ("Time from arrival to the end.", _REQUEST_S),
+    "request_queue_time_seconds": ("Time waited for the first step.", _REQUEST_S),
+    "request_prefill_time_seconds": ("Time from first step to first token.", _REQUEST_S),
+    "request_decode_time_seconds": ("Time from first to last token.", _REQUEST_S),
+}
+_GAUGES = {
+    "num_requests_running": ("Sequences that run.", "num_running"),
+    "num_requests_waiting": ("Sequences that wait.", "num_waiting"),
+    "kv_cache_usage_perc": ("Part of the KV cache in use; 1 is all of it.", "kv_cache_usage"),
+}
+_COUNTERS = {
+    "prefix_cache_queries": ("Prompt tokens looked for in the cache.", "prefix_cache_queries"),
+    "prefix_cache_hits": ("Prompt tokens found in the cache.", "prefix_cache_hits"),
+    "num_preemptions": ("Sequences that had to start again.", "num_preemptions"),
+    "prompt_tokens": ("Prompt tokens taken.", "prompt_tokens"),
+    "generation_tokens": ("Tokens generated.", "generation_tokens"),
+    "spec_decode_num_draft_tokens": ("Tokens drafted.", "draft_tokens"),
+    "spec_decode_num_accepted_tokens": ("Draft tokens accepted.", "accepted_tokens"),
+}
+
+
+class Meters:
+    """Counts what happens to requests; the engine's own counts are read when asked for."""
+
+    def __init__(self, engine: Engine, model_name: str) -> None:
+        self._registry = CollectorRegistry()
+        self._histograms = {
+            name: self._histogram(name, text, buckets, model_name)
+            for name, (text, buckets) in _REQUEST_HISTOGRAMS.items()
+        }
+        self._model_name = model_name
+        self._success = Counter(
+            "tokenmill:request_success",
+            "Requests that ended, by reason.",
+            ("model_name", "finished_reason"),
+            registry=self._registry,
+        )
+        for reason in ("stop", "length", "abort"):
+            self._success.labels(model_name, reason)
+        self._last_token_s: dict[Request, dict[int, float]] = {}
+        self._registry.register(EngineCollector(engine, model_name))
+
+    def observe(self, request: Request, delta: OutputDelta) -> None:
+        """Note a delta as it arrives on the event loop."""
+        if request.is_streaming and delta.token_ids:
+            self._note_tokens(request, delta)
+        if delta.output is not None:
+            self._last_token_s.pop(request, None)
+            self._finish(delta.output, is_streaming=request.is_streaming)
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self._registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], model_name: str
+    ) -> Histogram:
+        made = Histogram(
+            f"tokenmill:{name}", text, _LABELS, registry=self._registry, buckets=buckets
+        )
+        return made.labels(model_name)
+
+    def _note_tokens(self, request: Request, delta: OutputDelta) -> None:
+        now = time.perf_counter()
+        lasts = self._last_token_s.setdefault(request, {})
+        last = lasts.get(delta.index)
+        lasts[delta.index] = now
+        if last is not None:
+            self._between(now - last, len(delta.token_ids))
+
+    def _between(self, seconds: float, num_tokens: int) -> None:
+        """Tokens that came together share the time since those before."""
+        for _ in range(num_tokens):
+            self._histograms["inter_token_latency_seconds"].observe(seconds / num_tokens)
+
+    def _finish(self, output: RequestOutput, *, is_streaming: bool) -> None:
+        timings = output.timings
+        for sample in output.outputs:
+            self._success.labels(self._model_name, sample.finish_reason).inc()
+        self._time("e2e_request_latency_seconds", timings.total_s)
+        self._time("request_queue_time_seconds", timings.queue_s)
+        self._time("time_to_first_token_seconds", timings.first_token_s)
+        if timings.first_token_s is None or timings.last_token_s is None:
+            return
+        decode_s = timings.last_token_s - timings.first_token_s
+        self._time("request_decode_time_seconds", decode_s)
+        if timings.queue_s is not None:
+            self._time("request_prefill_time_seconds", timings.first_token_s - timings.queue_s)
+        num_after_first = output.num_output_tokens - len(output.outputs)
+        if not is_streaming and num_after_first > 0:
+            per_sample = num_after_first / len(output.outputs)
+            for _ in range(num_after_first):
+                self._histograms["inter_token_latency_seconds"].observe(decode_s / per_sample)
+
+    def _time(self, name: str, seconds: float | None) -> None:
+        if seconds is not None:
+            self._histograms[name].observe(seconds)
+
+
+class EngineCollector(Collector):
+    """What the engine counts by itself."""
+
+    def __init__(self, engine: Engine, model_name: str) -> None:
+        self._engine = engine
+        self._label = [model_name]
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # registration would collect to learn the names
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        for name, (text, field) in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"tokenmill:{name}", text, labels=_LABELS)
+            gauge.add_metric(self._label, getattr(stats, field))
+            yield gauge
+        for name, (text, field) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"tokenmill:{name}", text, labels=_LABELS)
+            counter.add_metric(self._label, getattr(stats, field))
+            yield counter
+        steps = stats.step_tokens
+        bounds = [*(f"{float(bound)}" for bound in steps.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(steps.counts), strict=True))
+        text = "Tokens in a step."
+        tokens = HistogramMetricFamily("tokenmill:iteration_tokens_total", text, labels=_LABELS)
+        tokens.add_metric(self._label, buckets, steps.total)
+        yield tokens

@@ -1,0 +1,125 @@
+"""What the routes share: the model, the way to its engine, and how bodies become requests."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenmill.engine.llm import LLM
+from tokenmill.engine.outputs import RequestOutput
+from tokenmill.engine.request import Request
+from tokenmill.errors import TokenmillError
+from tokenmill.sampling.params import SamplingParams
+from tokenmill.server.bridge import Bridge
+from tokenmill.server.config import ServerConfig
+from tokenmill.server.errors import ApiError, api_error_of, refused
+from tokenmill.server.life import Life
+from tokenmill.server.meters import Meters
+from tokenmill.server.prompting import truncated
+from tokenmill.server.requests import GenerationBody
+
+_SAMPLING_FIELDS = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens"),
+    *("allowed_token_ids", "bad_words", "prompt_logprobs"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One model, served."""
+
+    llm: LLM
+    config: ServerConfig
+    life: Life
+    bridge: Bridge
+    meters: Meters
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def model_name(self, asked: str | None) -> str:
+        """The name by which a request knows the model; ApiError where it means another."""
+        if asked is None:
+            return self.config.model_names[0]
+        if asked not in self.config.model_names:
+            known = ", ".join(self.config.model_names)
+            text = f"model is {asked!r}, but this server has only {known}"
+            raise ApiError(404, text, param="model", code="model_not_found")
+        return asked
+
+    def params(
+        self, body: GenerationBody, *, max_tokens: int | None, logprobs: int | None
+    ) -> SamplingParams:
+        """Sampling parameters of a body, over those of the model's generation_config.json."""
+        given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
+        given = {name: value for name, value in given.items() if value is not None}
+        if body.logit_bias is not None:
+            given["logit_bias"] = {int(key): bias for key, bias in body.logit_bias.items()}
+        try:
+            return self.llm.default_params(**given, max_tokens=max_tokens, logprobs=logprobs)
+        except TokenmillError as error:
+            raise api_error_of(error) from error
+
+    def requests(
+        self, body: GenerationBody, prompts: Sequence[list[int]], params: SamplingParams, name: str
+    ) -> list[Request]:
+        """Requests for the engine, one a prompt; ApiError where one cannot be served."""
+        check_together(body)
+        longest = self.llm.max_model_len - (params.max_tokens or 1)
+        made = []
+        try:
+            for index, ids in enumerate(prompts):
+                made.append(
+                    self.llm.make_request(
+                        truncated(ids, body.truncate_prompt_tokens, max(longest, 1)),
+                        params,
+                        sink=self.bridge.sink,
+                        name=name if len(prompts) == 1 else f"{name}[{index}]",
+                        request_id=body.request_id,
+                        is_streaming=bool(body.stream),
+                        priority=body.priority,
+                        cache_salt=body.cache_salt or "",
+                    )
+                )
+        except TokenmillError as error:
+            raise api_error_of(error) from error
+        return made
+
+
+def check_together(body: GenerationBody) -> None:
+    """Refuse fields that do not go together; ApiError."""
+    if body.stream_options is not None and not body.stream:
+        raise refused("stream_options", "stream_options needs stream: true")
+    if body.prompt_logprobs is not None and body.stream:
+        raise refused("prompt_logprobs", "prompt_logprobs is not supported with stream: true")
+
+
+@dataclass(kw_only=True)
+class UsageCount:
+    """Tokens of one HTTP call, as they come."""
+
+    requests: Sequence[Request]
+    num_output_tokens: int = 0
+
+    def body(self) -> dict[str, Any]:
+        num_prompt = sum(len(request.prompt_token_ids) for request in self.requests)
+        num_cached = sum(request.num_cached_tokens for request in self.requests)
+        return usage_body(num_prompt, num_cached, self.num_output_tokens)
+
+
+def usage_of(outputs: Sequence[RequestOutput], *, discard_output: bool = False) -> dict[str, Any]:
+    """The `usage` of a whole answer."""
+    return usage_body(
+        sum(output.num_prompt_tokens for output in outputs),
+        sum(output.num_cached_tokens for output in outputs),
+        0 if discard_output else sum(output.num_output_tokens for output in outputs),
+    )
+
+
+def usage_body(num_prompt: int, num_cached: int, num_output: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+        "prompt_tokens_details": {"cached_tokens": num_cached},
+    }
