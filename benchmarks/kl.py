@@ -28,6 +28,7 @@ from tokenmill.config import EngineConfig
 from tokenmill.models.loader import LoadedModel, load_model
 
 F32Array = npt.NDArray[np.float32]
+F64Array = npt.NDArray[np.float64]
 Scorer = Callable[[list[int]], F32Array]
 """[T] token ids of a fresh sequence to [T, vocab_size] logits."""
 
@@ -38,7 +39,6 @@ OURS: dict[str, dict[str, str]] = {
     REFERENCE: {"quantization": "f32", "activations": "f32", "kv_cache": "f32"},
     DEFAULT: {},
     INT8: {"activations": "int8"},
-    "--activations f32": {"activations": "f32"},
 }
 
 
@@ -46,13 +46,12 @@ OURS: dict[str, dict[str, str]] = {
 class Score:
     """KL divergences and log-likelihoods of the positions scored so far, window after window."""
 
-    divergences: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    log_likelihoods: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    divergences: list[F64Array] = field(default_factory=list)
+    log_likelihoods: list[F64Array] = field(default_factory=list)
 
-    def add(self, reference: F32Array, logits: F32Array, tokens: list[int]) -> None:
-        log_q = _log_softmax(logits)
-        log_p = _log_softmax(reference)
-        self.divergences.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+    def add(self, log_p: F64Array, p: F64Array, log_q: F64Array, tokens: list[int]) -> None:
+        """Score a window: log probabilities [T, vocab_size] of the reference and the model."""
+        self.divergences.append(np.einsum("tv,tv->t", p, log_p - log_q))
         self.log_likelihoods.append(log_q[np.arange(len(tokens) - 1), tokens[1:]])
 
     def row(self, name: str) -> list[str]:
@@ -171,14 +170,15 @@ def check_reference(path: str, scorer: Scorer, tokens: list[int]) -> None:
 def measure(scorers: dict[str, Scorer], windows: list[list[int]]) -> dict[str, Score]:
     scores = {name: Score() for name in scorers}
     for tokens in windows:
-        reference = scorers[REFERENCE](tokens)
+        log_p = _log_softmax(scorers[REFERENCE](tokens))
+        p = np.exp(log_p)
         for name, scorer in scorers.items():
-            logits = reference if name == REFERENCE else scorer(tokens)
-            scores[name].add(reference, logits, tokens)
+            log_q = log_p if name == REFERENCE else _log_softmax(scorer(tokens))
+            scores[name].add(log_p, p, log_q, tokens)
     return scores
 
 
-def _log_softmax(logits: F32Array) -> npt.NDArray[np.float64]:
+def _log_softmax(logits: F32Array) -> F64Array:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -57,7 +57,9 @@ class SlowModel(FakeModel):
         return super().wait()
 
 
-def make_llm(model: FakeModel | None = None, **changes: object) -> LLM:
+def make_llm(
+    model: FakeModel | None = None, options: dict[str, object] | None = None, **changes: object
+) -> LLM:
     loaded = SimpleNamespace(
         compiled=model or FakeModel(make_limits(blocks=24)),
         tokenizer=Letters(),
@@ -66,7 +68,7 @@ def make_llm(model: FakeModel | None = None, **changes: object) -> LLM:
         config=SimpleNamespace(context_length=100),
     )
     vars(loaded).update(changes)
-    return LLM("fake", loaded=loaded)
+    return LLM("fake", loaded=loaded, **(options or {}))
 
 
 @pytest.fixture

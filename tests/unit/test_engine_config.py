@@ -17,6 +17,9 @@ from tokenmill.errors import UsageError
         ("max_num_seqs", 0),
         ("max_num_batched_tokens", True),
         ("kv_cache_memory_bytes", -5),
+        ("max_waiting", -1),
+        ("speculative", ""),
+        ("num_speculative_tokens", 0),
         ("model", ""),
     ],
 )

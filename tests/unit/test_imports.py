@@ -114,7 +114,7 @@ def test_the_list_is_the_one_in_the_document():
 # -- what a start costs
 
 
-HEAVY = ("torch", "numpy", "llvmlite", "gguf", "huggingface_hub", "tokenizers", "rich", "jinja2")
+HEAVY = ("torch", "numpy", "llvmlite", "gguf", "huggingface_hub", "tokenizers", "tqdm", "jinja2")
 
 
 def modules_after(code: str) -> set[str]:

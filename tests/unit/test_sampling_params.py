@@ -49,6 +49,23 @@ def test_the_defaults_sample_from_the_plain_distribution() -> None:
         ("stop_token_ids", [-1]),
         ("stop_token_ids", ["a"]),
         ("stop_token_ids", 7),
+        ("n", 0),
+        ("n", 1025),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("logit_bias", {1: 101}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", {"1": 1}),
+        ("logit_bias", [1]),
+        ("allowed_token_ids", [-1]),
+        ("allowed_token_ids", "ab"),
+        ("bad_words", [""]),
+        ("bad_words", 3),
+        ("truncate_prompt_tokens", -2),
+        ("truncate_prompt_tokens", 0),
+        ("include_stop_str_in_output", "yes"),
         ("ignore_eos", 1),
         ("skip_special_tokens", None),
     ],
@@ -106,3 +123,39 @@ def test_seeds_differ_by_request_and_by_index_and_repeat_when_given() -> None:
     assert len(seeds) == 9
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert sequence_seed(None, 0) != sequence_seed(None, 0)
+
+
+def test_an_empty_list_of_allowed_tokens_allows_nothing() -> None:
+    with pytest.raises(UsageError, match=r"^allowed_token_ids is empty, but must "):
+        SamplingParams(allowed_token_ids=[])
+
+
+def test_what_is_given_comes_before_the_models_defaults_and_these_before_ours() -> None:
+    config = {
+        "temperature": 0.6,
+        "top_k": 20,
+        "top_p": None,
+        "max_new_tokens": 99,
+        "eos_token_id": 2,
+    }
+    params = SamplingParams.with_defaults(config, top_k=5, seed=1)
+    assert params == SamplingParams(temperature=0.6, top_k=5, max_tokens=99, seed=1)
+
+
+def test_a_models_bad_default_is_the_models_fault() -> None:
+    with pytest.raises(UsageError, match=r"^the model's generation_config.json: temperature is -1"):
+        SamplingParams.with_defaults({"temperature": -1}, temperature=0)
+    with pytest.raises(UsageError, match=r"^temperature is -2"):
+        SamplingParams.with_defaults({"temperature": 1}, temperature=-2)
+
+
+def test_params_with_biases_can_be_hashed_and_replaced() -> None:
+    params = SamplingParams(logit_bias={3: 1.0}, allowed_token_ids=[1, 2])
+    assert hash(params) == hash(SamplingParams(logit_bias={3: 1}, allowed_token_ids=(1, 2)))
+    assert dataclasses.replace(params, n=2).logit_bias == {3: 1.0}
+
+
+def test_a_value_without_end_is_shown_in_part() -> None:
+    with pytest.raises(UsageError) as caught:
+        SamplingParams(stop_token_ids=["a"] * 10_000)
+    assert len(str(caught.value)) < 200

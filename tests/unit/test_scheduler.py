@@ -107,6 +107,63 @@ def test_the_youngest_makes_room_for_the_oldest() -> None:
     assert [old.output, young.output] == wanted
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one_before_it() -> None:
+    scheduler = Scheduler(make_limits(tokens=16))
+    long, short = sequence(100), sequence(6, start=1)
+    scheduler.add(long)
+    scheduler.schedule()
+    scheduler.add(short)
+    assert short in scheduler.schedule().sampled
+
+
+def test_a_long_prompt_gets_on_under_a_stream_of_short_ones() -> None:
+    limits = make_limits(tokens=16, slots=8, sequences=8, rows=8, blocks=40)
+    loop = StepLoop(FakeModel(limits))
+    long = sequence(100, limits=limits, max_tokens=1)
+    loop.scheduler.add(long)
+    for number in range(40):
+        loop.scheduler.add(sequence(16, limits=limits, start=number + 1, max_tokens=1))
+        loop.turn()
+        if long.finish_reason:
+            break
+    assert number < 20
+
+
+def test_a_lower_priority_value_runs_first() -> None:
+    scheduler = Scheduler(make_limits(tokens=4, slots=1))
+    late, early = sequence(4), sequence(4, start=1)
+    late.priority, early.priority = 2, 1
+    scheduler.add(late)
+    scheduler.add(early)
+    scheduler.schedule()
+    assert scheduler.running == [early]
+
+
+def test_a_higher_priority_takes_the_place_of_a_lower_one_and_gives_it_back() -> None:
+    loop = StepLoop(FakeModel(make_limits(slots=1)))
+    low, high = sequence(4, max_tokens=9), sequence(4, start=1, max_tokens=9)
+    high.priority = -1
+    wanted = [expected_output(each) for each in (low, high)]
+    loop.scheduler.add(low)
+    for _ in range(3):
+        loop.turn()
+    loop.scheduler.add(high)
+    loop.turn()
+    loop.turn()
+    assert loop.scheduler.running == [high]
+    run(loop)
+    assert [low.output, high.output] == wanted
+
+
+def test_a_penalised_sequence_misses_no_step() -> None:
+    model = FakeModel()
+    loop = StepLoop(model)
+    loop.scheduler.add(sequence(4, max_tokens=9, presence_penalty=1))
+    loop.scheduler.add(sequence(4, max_tokens=9, start=1))
+    run(loop)
+    assert len(model.steps) == 9
+
+
 def test_nothing_is_scheduled_beyond_the_last_token() -> None:
     model = FakeModel()
     loop = StepLoop(model)

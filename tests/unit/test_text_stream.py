@@ -39,3 +39,15 @@ def test_held_text_comes_out_at_the_end() -> None:
     text = TextStream(Plain(), vocab_size=2**21, stop=["END"])
     assert text.push([ord(c) for c in "aEN"]) == "a"
     assert text.finish() == "EN"
+
+
+def test_a_stop_string_may_be_left_in() -> None:
+    text = TextStream(Plain(), vocab_size=2**21, stop=["END"], includes_stop=True)
+    assert text.push([ord(c) for c in "aENDtail"]) == "aEND"
+    assert text.matched == "END"
+
+
+def test_a_stop_string_that_cannot_stop_yet_is_plain_text() -> None:
+    text = TextStream(Plain(), vocab_size=2**21, stop=["END"])
+    assert text.push([ord(c) for c in "aEND"], can_stop=False) == "aEND"
+    assert text.push([ord(c) for c in "bEND"]) == "b"

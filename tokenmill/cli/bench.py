@@ -132,7 +132,7 @@ def _load_requests(
         return requests, []
     warm = DatasetOptions(
         num_prompts=count,
-        seed=dataset.seed + 1,
+        seed=-1 - dataset.seed,  # prompts that no run has
         input_len=min(requests[0].prompt_len, dataset.input_len),
         output_len=_WARM_UP_TOKENS,
     )

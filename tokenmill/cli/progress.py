@@ -4,16 +4,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tokenmill.models.home import format_bytes
 from tokenmill.models.progress import Progress, Task
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+    from tqdm import tqdm
 
 PATIENCE_S = 0.4
-"""What is done sooner than this is not mentioned, and costs no import of rich."""
+"""What is done sooner than this is not mentioned, and costs no import of tqdm."""
 LINE_INTERVAL_S = 5.0
 
 
@@ -54,34 +54,28 @@ class _BarTask:
         self._total_bytes = total_bytes
         self._started_s = time.monotonic()
         self._waiting_bytes = 0  # done before the bar appeared
-        self._bar: RichProgress | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def advance(self, num_bytes: int) -> None:
         self._waiting_bytes += num_bytes
         if self._bar is None and time.monotonic() - self._started_s > PATIENCE_S:
-            self._bar = self._stack.enter_context(_make_bar())
-            self._bar.add_task(self._description, total=self._total_bytes)
+            self._bar = self._stack.enter_context(_make_bar(self._description, self._total_bytes))
         if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0], self._waiting_bytes)
+            self._bar.update(self._waiting_bytes)
             self._waiting_bytes = 0
 
 
-def _make_bar() -> "RichProgress":
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def _make_bar(description: str, total_bytes: int | None) -> "tqdm[NoReturn]":
+    from tqdm import tqdm
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        *(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
-        console=Console(stderr=True),
-        transient=True,
+    return tqdm(
+        desc=description,
+        total=total_bytes,
+        unit="B",
+        unit_scale=True,
+        file=sys.stderr,
+        leave=False,
+        dynamic_ncols=True,
     )
 
 

@@ -103,8 +103,8 @@ class Scheduler:
         self._continue_running(plan)
         # Whoever was preempted in this call stays out of the step: its token may be in flight.
         plan.is_closed = self.counters.num_preemptions != num_preemptions
-        self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank)
-        self._compute_prompts(plan, plan.num_tokens, _by_size)
+        if self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank):
+            self._compute_prompts(plan, plan.num_tokens, _by_size)
         chunks = [self._take(plan, *granted) for granted in plan.lengths.items()]
         step = Step([chunk for chunk in chunks if chunk.length], plan.copies)
         return step if step.chunks else None
@@ -189,10 +189,13 @@ class Scheduler:
 
     def _compute_prompts(
         self, plan: _Plan, budget: int, order: Callable[[Sequence], tuple[int, ...]]
-    ) -> None:
-        """Give up to `budget` tokens to sequences that lag behind, and to those that wait."""
+    ) -> bool:
+        """Give up to `budget` tokens to sequences that lag behind, and to those that wait.
+
+        False: there was nobody.
+        """
         if not budget:
-            return
+            return False
         candidates = [s for s in self.running if s.num_pending > plan.lengths.get(s, 0)]
         if self._free_slots and not plan.is_closed:
             candidates += self.waiting
@@ -203,7 +206,8 @@ class Scheduler:
             plan.grant(sequence, length)
             budget -= length
             if not budget:
-                return
+                break
+        return bool(candidates)
 
     def _take(self, plan: _Plan, sequence: Sequence, length: int) -> Chunk:
         """Count the next positions as computed: `length`, or as many as there are rows for."""
@@ -267,12 +271,14 @@ class Scheduler:
 
     def _name_blocks(self, sequence: Sequence, end: int) -> None:
         """Make the blocks findable that are full up to position `end`, as far as it is certain."""
-        names = sequence.names()
         num_full = min(end, len(sequence.tokens) - 1) // BLOCK_SIZE
+        if num_full <= sequence.num_named:
+            return
+        names = sequence.names()
         for index in range(sequence.num_named, num_full):
             self.pool.name(sequence.blocks[index], names[index])
             self._expected.pop(names[index], None)
-        sequence.num_named = max(sequence.num_named, num_full)
+        sequence.num_named = num_full
 
     def _first_to_last(self) -> Iterator[Sequence]:
         """The running sequences, while preemption takes away from the end of the list."""

@@ -2,7 +2,9 @@
 
 A graph is a few functions. `main` is the step; a function that `repeat` names is the body of a
 run of layers, and its weight `@q` stands for `layers.0.q`, `layers.1.q` and so on. Sizes may be
-symbolic: `T` tokens in the step, `R` rows whose logits are wanted, `S` sequences.
+symbolic: `T` tokens in the step, `R` rows whose logits are wanted, `S` sequences. Of a step that a
+backend runs, `main` takes the tokens `i32[T]`, their `place[T]`, the rows `i32[R]` and
+`sampling[R]`, and returns the logits first.
 
 A value is known by its name (`%x`), a weight by its own (`@embed`); names are unique in a
 function, the inside of a `fused` node included. A `fused` node shows the results of some of the
@@ -168,16 +170,6 @@ def walk(nodes: Iterable[Node]) -> Iterator[Node]:
     for node in nodes:
         yield node
         yield from walk(node.body)
-
-
-def uses(nodes: Iterable[Node]) -> dict[str, int]:
-    """How many operands name each value."""
-    counts: dict[str, int] = {}
-    for node in walk(nodes):
-        for name in node.operands:
-            if not node.body:
-                counts[name] = counts.get(name, 0) + 1
-    return counts
 
 
 def fuse(nodes: Iterable[Node], visible: Iterable[str]) -> Node:

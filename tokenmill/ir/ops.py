@@ -326,8 +326,11 @@ def size_bytes(kind: Type, sizes: Sizes) -> float:
     return elements(kind, sizes) * _BYTES.get(kind.dtype, 0.0)
 
 
-def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes) -> float:
-    """Bytes that a plain node must read and write at least once."""
+def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes, *, cache: str) -> float:
+    """Bytes that a plain node must read and write at least once.
+
+    `cache` is the type in which keys and values are stored, which their handle does not say.
+    """
     made = sum(size_bytes(v.type, sizes) for v in node.results)
     read = sum(size_bytes(t, sizes) for t in types)
     match node.op:
@@ -339,6 +342,5 @@ def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes) -> float:
         case "kv_write":
             made = 2 * elements(types[0], sizes) * _BYTES[node.string("to")]
         case "attention":
-            # The query has the cache's type: what is multiplied has been rounded alike.
-            read += 2 * sizes["P"] * elements(types[1], sizes) * _BYTES[types[0].dtype]
+            read += 2 * sizes["P"] * elements(types[1], sizes) * _BYTES[cache]
     return made + read

@@ -3,15 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenmill.loadgen.metrics import METRICS, MetricOptions, failures, percentile_name
 from tokenmill.loadgen.records import RequestRecord
 from tokenmill.loadgen.runner import Run
 from tokenmill.models.home import make_dir, write_atomically
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 BUSY_CLIENT = 0.5
 """Share of a core above which the client may be what is measured."""
@@ -33,14 +30,11 @@ _COUNTS = (
 
 def print_report(result: Mapping[str, Any], run: Run, options: MetricOptions) -> None:
     """Print counts, latencies, and the reasons of failures, to standard output."""
-    from rich.console import Console
-
-    console = Console()
-    console.print(_count_table(result))
+    print("Serving benchmark", *_columns(_counts(result)), sep="\n")
     if result["completed"] and options.metrics:
-        console.print(_latency_table(result, options))
-    for line in remarks(run):
-        console.print(line, markup=False, highlight=False)
+        print("\nLatency", *_columns(_latencies(result, options)), sep="\n")
+    print()
+    print("\n".join(remarks(run)))
 
 
 def remarks(run: Run) -> list[str]:
@@ -63,29 +57,24 @@ def save_text(path: Path, text: str) -> None:
     write_atomically(make_dir(path.absolute().parent) / path.name, text.encode())
 
 
-def _count_table(result: Mapping[str, Any]) -> "Table":
-    from rich.table import Table
-
-    table = Table(title="Serving benchmark", show_header=False, title_justify="left")
-    table.add_column()
-    table.add_column(justify="right")
-    for name, key, form in _COUNTS:
-        if result[key] is not None:
-            table.add_row(name, format(result[key], form))
-    return table
+def _counts(result: Mapping[str, Any]) -> list[list[str]]:
+    known = [(name, result[key], form) for name, key, form in _COUNTS]
+    return [[name, format(value, form)] for name, value, form in known if value is not None]
 
 
-def _latency_table(result: Mapping[str, Any], options: MetricOptions) -> "Table":
-    from rich.table import Table
-
+def _latencies(result: Mapping[str, Any], options: MetricOptions) -> list[list[str]]:
     names = ["mean", "median", "std", *map(percentile_name, options.percentiles)]
-    table = Table("ms", title="Latency", title_justify="left")
-    for name in names:
-        table.add_column(name, justify="right")
+    rows = [["ms", *names]]
     for metric in options.metrics:
         cells = [format(result[f"{name}_{metric}_ms"], ",.2f") for name in names]
-        table.add_row(f"{METRICS[metric]} ({metric.upper()})", *cells)
-    return table
+        rows.append([f"{METRICS[metric]} ({metric.upper()})", *cells])
+    return rows
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns as wide as they need be: the first to the left, the others right."""
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([f"  {row[0]:{first}}", *map(str.rjust, row[1:], others)]) for row in rows]
 
 
 def count_line(records: Sequence[RequestRecord], total: int, elapsed_s: float) -> str:

@@ -140,7 +140,10 @@ class Target:
         try:
             response = await self._http.request("GET", path, None, lambda data, _: raw.extend(data))
         except ExchangeError as error:
-            raise TargetError(f"{self.options.base_url}: {error}") from error
+            raise TargetError(
+                f"{self.options.base_url}: {error}: is the server running, and is this its "
+                "--base-url?"
+            ) from error
         return response.status, bytes(raw)
 
 

@@ -20,6 +20,9 @@ from tokenmill.server.life import Life
 log = logging.getLogger("tokenmill.access")
 
 PROBES = frozenset(("/health", "/live", "/ready"))
+_PATIENCE = 4
+"""Times the largest body that are read, and dropped, of one that is too large."""
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _GUARD_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -93,6 +96,8 @@ class Gate:
             try:
                 if error := self._refusal(scope, headers):
                     record.note_error(error)
+                    if error.status_code == 413:
+                        await self._drop_rest(receive)
                     await error.response()(scope, receive, send_marked)
                 else:
                     await self._app(scope, self._limited(receive), send_marked)
@@ -130,10 +135,20 @@ class Gate:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_body_bytes:
+                await self._drop_rest(receive)
                 raise self._too_large()
             return message
 
         return limited
+
+    async def _drop_rest(self, receive: Receive) -> None:
+        """Read on for a while: a client that still sends would not see why it is refused."""
+        num_bytes = 0
+        while num_bytes < _PATIENCE * self._max_body_bytes:
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
     def _too_large(self) -> ApiError:
         text = f"the body is larger than {self._max_body_bytes} bytes"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-import uvloop
 
 from tokenmill.engine.llm import LLM
 from tokenmill.errors import UsageError
@@ -61,8 +60,7 @@ def serve(
     True: every request had its answer before the time for draining was up.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(llm, config, bound, on_ready))
+    return asyncio.run(_serve(llm, config, bound, on_ready))
 
 
 async def _serve(

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -133,11 +132,7 @@ def running_server(
         kept.server = serving.Server(kept.service)
         await kept.server.serve_until_told(bound, is_ready.set)
 
-    def run() -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     assert is_ready.wait(20)
     url = serving.address_of(bound)
