@@ -35,7 +35,12 @@ def main() -> None:
         if peer:
             peer.load(path, threads=args.threads, context=max(args.lengths) + 64)
         for activations in args.activations:
-            with LLM(path, activations=activations, threads=args.threads) as llm:
+            with LLM(
+                path,
+                activations=activations,
+                threads=args.threads,
+                enable_prefix_caching=False,
+            ) as llm:
                 figures += [measure(llm, peer, activations, n, args) for n in args.lengths]
     report(figures, args)
 

@@ -51,7 +51,11 @@ def main() -> None:
             )
         for activations in args.activations:
             with LLM(
-                path, activations=activations, threads=args.threads, max_num_seqs=args.prompts
+                path,
+                activations=activations,
+                threads=args.threads,
+                max_num_seqs=args.prompts,
+                enable_prefix_caching=False,
             ) as llm:
                 figures.append(measure(llm, peer, activations, args))
     report(figures, args)

@@ -139,14 +139,15 @@ def running(server: FakeServer) -> Iterator[FakeServer]:
     """The server listens inside; `url` says where."""
     loop = asyncio.new_event_loop()
     listening = loop.run_until_complete(server.serve())
-    thread = threading.Thread(target=loop.run_forever)
+    # A daemon, since a thread that does not end would keep the whole test run from ending.
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
         yield server
     finally:
-        listening.close()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        listening.close()
         loop.run_until_complete(_cancel_others())
         loop.close()
 
