@@ -27,6 +27,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512  # tokens in one step
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    target_itl_ms: float | None = None  # gap between tokens up to which prompts may stretch steps
     speculative: str = "off"  # "off", "ngram", or a draft model with the same tokenizer
     num_speculative_tokens: int = 4  # guesses for one sequence in one step, at most
     max_waiting: int | None = None  # requests that wait before another is refused
@@ -44,6 +45,8 @@ class EngineConfig:
         _check_count("max_num_batched_tokens", self.max_num_batched_tokens, least=1)
         _check_count("kv_cache_memory_bytes", self.kv_cache_memory_bytes, least=1)
         _check_count("num_speculative_tokens", self.num_speculative_tokens, least=1)
+        if self.target_itl_ms is not None and not self.target_itl_ms > 0:
+            raise UsageError(f"target_itl_ms is {self.target_itl_ms!r}, but must be above 0")
         if not self.speculative:
             raise UsageError("speculative is empty: give off, ngram or the name of a draft model")
         _check_count("max_waiting", self.max_waiting, least=0)

@@ -88,6 +88,14 @@ def _add_scheduling_arguments(parser: ArgumentParser) -> None:
             flag, type=int, metavar="N", default=default, help=f"{text} (default: %(default)s)"
         )
     group.add_argument(
+        "--target-itl-ms",
+        type=float,
+        metavar="MS",
+        default=40.0,
+        help="gap between a stream's tokens that the prompts of others may cause; more answers new "
+        "requests sooner (default: %(default)g)",
+    )
+    group.add_argument(
         "--kv-cache-memory-bytes", type=int, metavar="N", help="memory for keys and values"
     )
     group.add_argument(

@@ -7,6 +7,7 @@ from collections.abc import Sequence as SequenceOf
 from queue import SimpleQueue
 
 from tokenmill.backends.base import CompiledModel
+from tokenmill.engine.prompt_budget import PromptBudget
 from tokenmill.engine.request import Delivery, EngineDeadError, Request, Sample, Sink
 from tokenmill.engine.sequence import Sequence
 from tokenmill.engine.speculation import Speculator
@@ -43,10 +44,16 @@ class Engine:
         *,
         has_prefix_cache: bool = True,
         speculator: Speculator | None = None,
+        prompt_budget: PromptBudget | None = None,
         max_waiting: int | None = None,
     ) -> None:
         self._compiled = compiled
-        self._loop = StepLoop(compiled, has_prefix_cache=has_prefix_cache, speculator=speculator)
+        self._loop = StepLoop(
+            compiled,
+            has_prefix_cache=has_prefix_cache,
+            speculator=speculator,
+            prompt_budget=prompt_budget,
+        )
         self._max_waiting = max_waiting
         self._live: dict[Sequence, tuple[Request, Sample]] = {}
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()

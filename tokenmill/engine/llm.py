@@ -13,6 +13,7 @@ from tokenmill.engine.draft_model import DraftModel
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.intake import Intake
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
+from tokenmill.engine.prompt_budget import PromptBudget
 from tokenmill.engine.prompts import (
     Conversation,
     Prompt,
@@ -28,6 +29,9 @@ from tokenmill.sampling.params import SamplingParams
 if TYPE_CHECKING:
     from tokenmill.models.loader import LoadedModel
     from tokenmill.models.progress import Progress
+
+_LEAST_PROMPT_SHARE = 16
+"""Of the tokens of a step, one in so many may be a prompt's, however long that takes."""
 
 
 class LLM:
@@ -51,6 +55,7 @@ class LLM:
         max_num_batched_tokens: int = 512,
         kv_cache_memory_bytes: int | None = None,
         enable_prefix_caching: bool = True,
+        target_itl_ms: float | None = None,
         speculative: str = "off",
         num_speculative_tokens: int = 4,
         max_waiting: int | None = None,
@@ -69,6 +74,7 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             enable_prefix_caching=enable_prefix_caching,
+            target_itl_ms=target_itl_ms,
             speculative=speculative,
             num_speculative_tokens=num_speculative_tokens,
             max_waiting=max_waiting,
@@ -86,6 +92,7 @@ class LLM:
             self.loaded.compiled,
             has_prefix_cache=enable_prefix_caching,
             speculator=_speculator(self.config, limits, progress),
+            prompt_budget=_prompt_budget(target_itl_ms, limits),
             max_waiting=max_waiting,
         )
         self._close = weakref.finalize(self, self.engine.close)
@@ -254,6 +261,12 @@ def _load(config: EngineConfig, progress: "Progress | None") -> "LoadedModel":
     from tokenmill.models.loader import load_model
 
     return load_model(config, progress=progress)
+
+
+def _prompt_budget(target_itl_ms: float | None, limits: StepLimits) -> PromptBudget | None:
+    if target_itl_ms is None:
+        return None
+    return PromptBudget(target_itl_ms / 1e3, max(1, limits.tokens // _LEAST_PROMPT_SHARE))
 
 
 def _speculator(

@@ -94,13 +94,18 @@ class Scheduler:
         self._num_arrived += 1
         insort(self.waiting, sequence, key=_by_rank)
 
-    def schedule(self) -> Step | None:
-        """Plan the next step, as if the tokens in flight were known; None: nothing to compute."""
+    def schedule(self, prompt_budget: int | None = None) -> Step | None:
+        """Plan the next step, as if the tokens in flight were known; None: nothing to compute.
+
+        If sequences go on in it, prompts get `prompt_budget` tokens at most.
+        """
         plan = _Plan(self._max_step_tokens, self._max_step_rows)
         num_preemptions = self.counters.num_preemptions
         self._make_way()
         plan.num_draft_rows = plan.num_rows - len(self.running)
         self._continue_running(plan)
+        if prompt_budget is not None and plan.lengths:
+            plan.num_tokens = min(plan.num_tokens, prompt_budget)
         # Whoever was preempted in this call stays out of the step: its token may be in flight.
         plan.is_closed = self.counters.num_preemptions != num_preemptions
         if self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank):

@@ -50,6 +50,11 @@ class Step:
         return sum(chunk.length for chunk in self.chunks)
 
     @property
+    def num_next_tokens(self) -> int:
+        """Those of sequences that had caught up: one each, and guesses behind it."""
+        return sum(c.length for c in self.chunks if c.length == c.num_sampled)
+
+    @property
     def sampled(self) -> list[Sequence]:
         """The sequences that get tokens."""
         return [chunk.sequence for chunk in self.chunks if chunk.is_sampled]

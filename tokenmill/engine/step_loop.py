@@ -1,6 +1,7 @@
 """The loop that keeps the model busy: Python stays one step ahead of it and one behind."""
 
 from tokenmill.backends.base import CompiledModel, StepInput, StepOutput
+from tokenmill.engine.prompt_budget import PromptBudget
 from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.sequence import Sequence
 from tokenmill.engine.speculation import Speculator
@@ -26,11 +27,13 @@ class StepLoop:
         *,
         has_prefix_cache: bool = True,
         speculator: Speculator | None = None,
+        prompt_budget: PromptBudget | None = None,
     ) -> None:
         self.scheduler = Scheduler(compiled.limits, has_prefix_cache=has_prefix_cache)
         self._compiled = compiled
         self._builder = StepBuilder(compiled.limits)
         self._speculator = speculator
+        self._prompt_budget = prompt_budget
         self._in_flight: Step | None = None
 
     @property
@@ -51,11 +54,13 @@ class StepLoop:
             ended = None
         if self._speculator:
             self._speculator.propose(running)
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(
+            self._prompt_budget.tokens() if self._prompt_budget else None
+        )
         step_input = self._builder.build(step) if step else None
         output = self._wait() if ended else None
-        if step_input:
-            self._post(step_input)
+        if step and step_input:
+            self._post(step, step_input)
         self._in_flight = step
         if ended and output:
             advanced = self.scheduler.commit(ended, output)
@@ -72,13 +77,17 @@ class StepLoop:
         if self._speculator:
             self._speculator.close()
 
-    def _post(self, step: StepInput) -> None:
+    def _post(self, step: Step, step_input: StepInput) -> None:
         if self._speculator:
             self._speculator.note_posted()
-        self._compiled.post(step)
+        if self._prompt_budget:
+            self._prompt_budget.note_posted(step)
+        self._compiled.post(step_input)
 
     def _wait(self) -> StepOutput:
         output = self._compiled.wait()
         if self._speculator:
             self._speculator.note_ended()
+        if self._prompt_budget:
+            self._prompt_budget.note_ended()
         return output
