@@ -115,12 +115,10 @@ class Outline:
 def is_symmetric(task: Task, plan: Plan, topology: Topology) -> bool:
     """Whether the ranks of one host can stand for those of every other."""
     name, width = plan.algorithm, topology.ranks_per_host
-    if plan.order or task.counts or topology.hosts == 1:
+    if plan.order or task.counts or topology.hosts == 1 or topology.is_interleaved:
         return False
     if name == "ring":
         return task.op in ("all_reduce", "reduce_scatter", "all_gather")
-    if topology.is_interleaved:
-        return False
     if name in ("hierarchical", "leader"):
         return plan.hosts == topology.hosts
     if name == "torus":

@@ -7,6 +7,7 @@ waking up cost nothing.
 """
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from tokenmill.errors import CapacityError
 MOST_STEPS = 12_000_000
 """Steps that fit into memory and patience."""
 _FEW_STEPS = 200_000
+_RING_HOSTS = 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class Simulated:
     num_steps: int
     """Messages on the longest chain of which each waits for the one before."""
     num_messages: int
-    bytes_sent: int
-    uplink_bytes: int
+    bytes_sent: float
+    uplink_bytes: float
     """Leaving one host; as many enter one."""
     is_exact: bool
     """Every rank was simulated; otherwise one host stood for all."""
@@ -76,21 +78,63 @@ def simulate(
             f"{plan.algorithm} over {task.ranks} ranks takes about {estimate:,} steps, too many to "
             "simulate: take fewer ranks"
         )
+    if not is_exact and plan.algorithm == "ring" and topology.hosts > 2 * _RING_HOSTS:
+        return _long_ring(task, plan, topology, num_bytes)
     outline = Outline(task, plan, ranks, topology)
     return _Simulation(outline, topology, itemsize, is_exact, on_transfer).run()
 
 
+def _long_ring(task: Task, plan: Plan, topology: Topology, num_bytes: float) -> Simulated:
+    """A long ring from two shorter ones with messages of the same size.
+
+    One host stands for all, and each round is like the one before: after a few rounds the times
+    repeat with a fixed period (the system is linear in max and plus), so that time grows evenly
+    with the number of rounds.
+    """
+
+    def run(hosts: int) -> Simulated:
+        ranks = hosts * topology.ranks_per_host
+        return simulate(
+            replace(task, ranks=ranks),
+            plan,
+            replace(topology, ranks=ranks, hosts=hosts),
+            num_bytes * ranks / task.ranks,
+            is_exact=False,
+        )
+
+    short, longer = run(_RING_HOSTS), run(2 * _RING_HOSTS)
+    periods = (topology.hosts - 2 * _RING_HOSTS) / _RING_HOSTS
+
+    def extend(name: str) -> float:
+        there: float = getattr(longer, name)
+        before: float = getattr(short, name)
+        return there + periods * (there - before)
+
+    per_rank = longer.num_messages / longer.num_steps / (2 * _RING_HOSTS)
+    num_steps = round(extend("num_steps"))
+    return Simulated(
+        time_s=extend("time_s"),
+        num_steps=num_steps,
+        num_messages=round(per_rank * num_steps * topology.hosts),
+        bytes_sent=extend("bytes_sent"),
+        uplink_bytes=extend("uplink_bytes"),
+        is_exact=False,
+    )
+
+
 def num_simulated_steps(task: Task, plan: Plan, topology: Topology) -> int:
     """About how many steps a simulation takes at least."""
-    is_alike = is_symmetric(task, plan, topology)
-    ranks = topology.ranks_per_host if is_alike else task.ranks
-    return ranks * steps_estimate(task, plan)
+    if not is_symmetric(task, plan, topology):
+        return task.ranks * steps_estimate(task, plan)
+    if plan.algorithm == "ring" and topology.hosts > 2 * _RING_HOSTS:
+        return 12 * topology.ranks_per_host**2 * _RING_HOSTS
+    return topology.ranks_per_host * steps_estimate(task, plan)
 
 
 def _divisible(task: Task, plan: Plan, num_bytes: float) -> tuple[Task, float]:
     """The task with so many elements that every cut is even, and the bytes of one of them."""
     if task.op == "barrier":
-        return task, num_bytes
+        return task, 1.0
     if task.counts:
         return task, num_bytes / max(1, task.count)
     count = plan.slices * _even_parts(task, plan)
@@ -125,7 +169,12 @@ def steps_estimate(task: Task, plan: Plan) -> int:
 
 
 class _Simulation:
-    """The state of ports and links, and the loop over events."""
+    """The state of ports and links, and the loop over events.
+
+    An event is a time and a number: that of a step which is ready; beyond those, that of a rank
+    whose port out is free for the next send in its queue; beyond those, that of a send which comes
+    to the other host.
+    """
 
     def __init__(
         self,
@@ -137,13 +186,20 @@ class _Simulation:
     ) -> None:
         self._outline, self._topology, self._itemsize = outline, topology, itemsize
         self._is_exact, self._on_transfer = is_exact, on_transfer
-        num_ranks = len(outline.ranks)
+        self._num_steps, num_ranks = len(outline.kind), len(outline.ranks)
+        self._waits, self._followers = outline.waits, outline.followers
+        self._first_arrival = self._num_steps + num_ranks
+        self._heap: list[tuple[float, int]] = []
+        self._ready, self._depth = [0.0] * self._num_steps, [0] * self._num_steps
+        self._queues: list[deque[int]] = [deque() for _ in range(num_ranks)]
         self._out_free = [0.0] * num_ranks
         self._in_free = [0.0] * num_ranks
+        self._reducer_free = [0.0] * num_ranks
         self._link_free = [0.0] * len(outline.links)
         uplinks = [self._uplink_of(rank) for rank in outline.ranks]
         self._up_free = [0.0] * (max(uplinks) + 1)
         self._down_free = [0.0] * (max(uplinks) + 1)
+        self._started: dict[int, float] = {}
         local, remote = topology.links.local, topology.links.remote
         self._links = [
             (source, target, uplinks[source], uplinks[target], *_constants(remote, itemsize))
@@ -157,60 +213,92 @@ class _Simulation:
         return topology.host(rank) * topology.uplinks + topology.local_rank(rank) % topology.uplinks
 
     def run(self) -> Simulated:
-        """The loop: the earliest step that is ready goes next, and may make others ready."""
-        outline = self._outline
-        kinds, followers, waits = outline.kind, outline.followers, outline.waits
-        next_send, partner = outline.next_send, outline.partner
-        gamma = self._topology.links.gamma_s_per_byte * self._itemsize
-        reducer_free = [0.0] * len(outline.ranks)
-        ready, depth = [0.0] * len(kinds), [0] * len(kinds)
-        heap = [(0.0, step) for step, count in enumerate(waits) if not count]
-        end, num_done, push, pop = 0.0, 0, heapq.heappush, heapq.heappop
+        """The loop: the earliest event goes next, and may bring others."""
+        outline, heap = self._outline, self._heap
+        kinds, num_steps, first_arrival = outline.kind, self._num_steps, self._first_arrival
+        heap += [(0.0, step) for step, count in enumerate(outline.waits) if not count]
+        end, num_done, pop = 0.0, 0, heapq.heappop
         while heap:
-            now, step = pop(heap)
-            num_done += 1
-            kind, level = kinds[step], depth[step]
-            if kind == SEND:
-                asked = now
-                now, arrival = self._transfer(step, now)
-                for other, at_s in ((partner[step], arrival), (next_send[step], asked)):
-                    if other < 0:
-                        continue
-                    ready[other] = max(ready[other], at_s)
-                    depth[other] = max(depth[other], level + 1)
-                    waits[other] -= 1
-                    if not waits[other]:
-                        push(heap, (ready[other], other))
-            elif kind in (RECV_REDUCE, REDUCE):
-                rank = outline.owner[step]
-                now = max(now, reducer_free[rank]) + outline.count[step] * gamma
-                reducer_free[rank] = now
-            if now > end:
-                end = now
-            for other in followers[step]:
-                if now > ready[other]:
-                    ready[other] = now
-                if level > depth[other]:
-                    depth[other] = level
-                waits[other] -= 1
-                if not waits[other]:
-                    push(heap, (ready[other], other))
-        assert num_done == len(kinds), "deadlock in a simulated program"
-        return self._summary(end, max(depth, default=0))
+            now, number = pop(heap)
+            if number >= first_arrival:
+                self._arrive(number - first_arrival, now)
+                continue
+            if number >= num_steps:
+                left = self._next_in_queue(number - num_steps, now)
+            elif kinds[number] == SEND:
+                left = self._ask(number, now)
+            else:
+                left = self._receive(number, now)
+            if left >= 0.0:
+                num_done += 1
+                end = max(end, left)
+        assert num_done == num_steps, "deadlock in a simulated program"
+        return self._summary(end, max(self._depth, default=0))
 
-    def _transfer(self, step: int, now: float) -> tuple[float, float]:
-        """Send at `now` or as soon as there is room: when it has left, and when it is there."""
-        number, count = self._outline.link[step], self._outline.count[step]
-        source, target, up, down, alpha_s, gap_s, overhead_s, beta_s = self._links[number]
+    def _ask(self, step: int, now: float) -> float:
+        """A send is ready: it starts, or queues for its port; when it has left, or -1."""
+        link = self._outline.link[step]
+        if self._link_free[link] > now:
+            heapq.heappush(self._heap, (self._link_free[link], step))
+            return -1.0
+        source = self._links[link][0]
+        queue = self._queues[source]
+        if self._out_free[source] > now or queue:
+            queue.append(step)
+            if len(queue) == 1:
+                self._call_queue(source)
+            return -1.0
+        return self._start(step, now)
+
+    def _call_queue(self, source: int) -> None:
+        heapq.heappush(self._heap, (self._out_free[source], self._num_steps + source))
+
+    def _next_in_queue(self, source: int, now: float) -> float:
+        """A port is free: start the first send whose link is free; when it has left, or -1."""
+        queue, left = self._queues[source], -1.0
+        while queue and left < 0.0:
+            step = queue.popleft()
+            link_free = self._link_free[self._outline.link[step]]
+            if link_free > now:
+                heapq.heappush(self._heap, (link_free, step))
+            else:
+                left = self._start(step, now)
+        if queue:
+            self._call_queue(source)
+        return left
+
+    def _start(self, step: int, now: float) -> float:
+        """A send begins to leave; returns when its elements may be overwritten."""
+        outline = self._outline
+        link, count = outline.link[step], outline.count[step]
+        source, _, up, _, _, gap_s, overhead_s, beta_s = self._links[link]
         busy_s = count * beta_s
-        start = max(now, self._link_free[number], self._out_free[source])
-        left = start + busy_s
+        left = now + busy_s
         self._out_free[source] = left + overhead_s
-        self._link_free[number] = left + gap_s
-        served = start
+        self._link_free[link] = left + gap_s
+        if self._on_transfer:
+            self._started[step] = now
+        served = now
         if up >= 0:
-            served = max(served, self._up_free[up])
+            served = max(now, self._up_free[up])
             self._up_free[up] = served + busy_s
+        if served > now:
+            heapq.heappush(self._heap, (served, self._first_arrival + step))
+        else:
+            self._arrive(step, now)
+        if outline.next_send[step] >= 0:
+            self._release(outline.next_send[step], now, self._depth[step] + 1)
+        self._complete(step, left)
+        return left
+
+    def _arrive(self, step: int, now: float) -> None:
+        """A message has passed its uplink, if any, and comes to the receiver's side."""
+        outline = self._outline
+        link, count = outline.link[step], outline.count[step]
+        source, target, _, down, alpha_s, _, overhead_s, beta_s = self._links[link]
+        busy_s = count * beta_s
+        served = now
+        if down >= 0:
             served = max(served, self._down_free[down])
             self._down_free[down] = served + busy_s
         served = max(served, self._in_free[target])
@@ -219,14 +307,49 @@ class _Simulation:
         if self._on_transfer:
             self._on_transfer(
                 Transfer(
-                    source=self._outline.ranks[source],
-                    target=self._outline.ranks[target],
+                    source=outline.ranks[source],
+                    target=outline.ranks[target],
                     num_bytes=round(count * self._itemsize),
-                    start_s=start,
+                    start_s=self._started.pop(step),
                     stop_s=arrival,
                 )
             )
-        return left, arrival
+        self._release(outline.partner[step], arrival, self._depth[step] + 1)
+
+    def _receive(self, step: int, now: float) -> float:
+        """A receive, a copy or a reduce is ready; returns when it is complete."""
+        outline = self._outline
+        if outline.kind[step] in (RECV_REDUCE, REDUCE):
+            rank = outline.owner[step]
+            gamma = self._topology.links.gamma_s_per_byte * self._itemsize
+            now = max(now, self._reducer_free[rank]) + outline.count[step] * gamma
+            self._reducer_free[rank] = now
+        self._complete(step, now)
+        return now
+
+    def _complete(self, step: int, at_s: float) -> None:
+        """Release all that waits for a step; `_release` written out, as most time goes here."""
+        ready, depth, waits, heap = self._ready, self._depth, self._waits, self._heap
+        level = depth[step]
+        for follower in self._followers[step]:
+            if at_s > ready[follower]:
+                ready[follower] = at_s
+            if level > depth[follower]:
+                depth[follower] = level
+            waits[follower] -= 1
+            if not waits[follower]:
+                heapq.heappush(heap, (ready[follower], follower))
+
+    def _release(self, step: int, at_s: float, level: int) -> None:
+        """One thing less that a step waits for."""
+        ready, waits = self._ready, self._waits
+        if at_s > ready[step]:
+            ready[step] = at_s
+        if level > self._depth[step]:
+            self._depth[step] = level
+        waits[step] -= 1
+        if not waits[step]:
+            heapq.heappush(self._heap, (ready[step], step))
 
     def _summary(self, end: float, num_steps: int) -> Simulated:
         outline, topology = self._outline, self._topology
@@ -246,8 +369,8 @@ class _Simulation:
             time_s=end,
             num_steps=num_steps,
             num_messages=num_messages * (1 if self._is_exact else topology.hosts),
-            bytes_sent=round(max(sent) * self._itemsize),
-            uplink_bytes=round(max(leaving.values(), default=0) * self._itemsize),
+            bytes_sent=max(sent) * self._itemsize,
+            uplink_bytes=max(leaving.values(), default=0) * self._itemsize,
             is_exact=self._is_exact,
         )
 
