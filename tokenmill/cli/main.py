@@ -20,6 +20,7 @@ COMMANDS = {
     "pull": "fetch a model and verify it",
     "models": "list the models that have a short name, and those on disk",
     "bench": "measure a server, or the engine in this process",
+    "collectives": "simulate and explain all-reduce and its kin",
     "explain": "show the life of one operation, from the model to machine code",
 }
 """Each is a module of that name: `add_arguments(parser)`, and a function of the same name which

@@ -154,7 +154,7 @@ def _even_parts(task: Task, plan: Plan) -> int:
 
 def steps_estimate(task: Task, plan: Plan) -> int:
     """About how many steps a rank has."""
-    p, few = task.ranks, 4 * task.ranks.bit_length()
+    p = task.ranks
     if plan.algorithm == "ring" and task.op in ("broadcast", "reduce"):
         steps = 2
     elif plan.algorithm in ("ring", "one_shot", "two_shot"):
@@ -163,8 +163,10 @@ def steps_estimate(task: Task, plan: Plan) -> int:
         steps = 4 * (plan.hosts + p // plan.hosts)
     elif plan.algorithm == "torus":
         steps = 16 * (plan.width or 2 * int(p**0.5) + p // max(1, plan.hosts))
+    elif plan.algorithm == "tree":
+        steps = 12
     else:
-        steps = few
+        steps = 4 * p.bit_length()
     return steps * plan.slices
 
 

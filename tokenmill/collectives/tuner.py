@@ -14,6 +14,7 @@ from tokenmill.collectives.cost import Cost, predict
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.task import OPS, Task
 from tokenmill.collectives.topology import Topology
+from tokenmill.collectives.words import size_words, time_words
 from tokenmill.errors import UsageError
 
 VARIABLE = "TOKENMILL_COLLECTIVES"
@@ -145,10 +146,12 @@ def _reason(
         "bytes": cost.transfer_s,
         "sums": cost.reduction_s,
     }
-    shares = ", ".join(f"{name} {_time(seconds)}" for name, seconds in parts.items() if seconds)
+    shares = ", ".join(
+        f"{name} {time_words(seconds)}" for name, seconds in parts.items() if seconds
+    )
     slices = f" in {best.plan.slices} slices" if best.plan.slices > 1 else ""
-    size = "" if task.op == "barrier" else f" of {_size(num_bytes)}"
-    start = f"{task.op}{size} by {best.plan.algorithm}{slices}: {_time(cost.time_s)}"
+    size = "" if task.op == "barrier" else f" of {size_words(num_bytes)}"
+    start = f"{task.op}{size} by {best.plan.algorithm}{slices}: {time_words(cost.time_s)}"
     details = f" ({shares})" if shares else ""
     if override.algorithm is not None:
         return f"{start}{details}, as demanded"
@@ -167,19 +170,4 @@ def _comparison(best: Candidate, other: Candidate) -> str:
     }
     worst = max(differences, key=lambda name: differences[name])
     because = f", for {worst}" if differences[worst] > 0 else ""
-    return f"{other.plan.algorithm} with {_time(its.time_s)}{because}"
-
-
-def _time(seconds: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * factor >= 1 or unit == "us":
-            return f"{seconds * factor:.3g} {unit}"
-    raise AssertionError("microseconds take what is left")
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.4g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.4g} GiB"
+    return f"{other.plan.algorithm} with {time_words(its.time_s)}{because}"
