@@ -131,6 +131,7 @@ def _table(study: "Study", rows: "Sequence[Row]", num_bytes: int) -> list[str]:
 
 def _draw(path: Path, study: "Study", rows: "Sequence[Row]", num_bytes: int) -> None:
     from tokenmill.collectives.plot import draw_study
+    from tokenmill.collectives.study import FORMULA
     from tokenmill.collectives.words import size_words
     from tokenmill.loadgen.report import save_text
 
@@ -139,7 +140,7 @@ def _draw(path: Path, study: "Study", rows: "Sequence[Row]", num_bytes: int) -> 
         title,
         over_sizes=study.over_sizes(_SIZES),
         over_ranks=study.over_ranks(num_bytes),
-        simulated=[(row.algorithm, num_bytes, row.time_s) for row in rows],
+        simulated=[(row.algorithm, num_bytes, row.time_s) for row in rows if row.source != FORMULA],
         size=size_words(num_bytes),
     )
     save_text(path, picture)

@@ -285,10 +285,8 @@ def _torus(costs: Costs, n: float, *, sums: bool) -> Cost:
     """Half along rows first, half along columns first, at the same time."""
     width = row_length(costs.p, costs.plan)
     height = costs.p // width
-    far_rows = costs.h > 1 and width > costs.m
-    rows = costs.ring(
-        width, width if far_rows else 0, n / 2 / width + n / 2 / costs.p, lanes=4, sums=sums
-    )
+    far = width // costs.m if costs.h > 1 and width > costs.m else 0
+    rows = costs.ring(width, far, n / 2 / width + n / 2 / costs.p, lanes=4, sums=sums)
     columns = costs.ring(
         height,
         height if costs.h > 1 else 0,

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tokenmill.collectives.algorithms.torus import row_length
 from tokenmill.collectives.outline import Outline, is_symmetric
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.task import Task
@@ -162,7 +163,8 @@ def steps_estimate(task: Task, plan: Plan) -> int:
     elif plan.algorithm in ("hierarchical", "leader"):
         steps = 4 * (plan.hosts + p // plan.hosts)
     elif plan.algorithm == "torus":
-        steps = 16 * (plan.width or 2 * int(p**0.5) + p // max(1, plan.hosts))
+        width = row_length(p, plan)
+        steps = 16 * (width + p // width)
     elif plan.algorithm == "tree":
         steps = 12
     else:

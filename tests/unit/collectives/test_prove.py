@@ -1,15 +1,31 @@
-"""Every algorithm does its task; and the prover finds what is wrong with a program."""
+"""Every algorithm does its task, for every number of ranks and every shape."""
 
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.unit.collectives.programs import least_ranks, make_task, plans
+from tests.unit.collectives.programs import divisors, least_ranks, make_task, plans
 from tokenmill.collectives.catalog import ALGORITHMS, write_program
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.prove import prove
+from tokenmill.collectives.task import BLOCK_OPS, Task
 
 KEYS = list(ALGORITHMS)
+MOST_RANKS = 64
+REPRESENTATIVE = (11, 12, 16, 17, 30)
+"""Around powers of two, odd, even, prime, with many divisors."""
+
+
+def prove_all_shapes(key, ranks):
+    algorithm = ALGORITHMS[key]
+    if ranks < least_ranks(algorithm.op):
+        return
+    task = make_task(algorithm.op, ranks, ranks + 1, root=ranks // 2)
+    for plan in plans(algorithm, ranks):
+        proof = prove(write_program(task, plan))
+        assert proof.is_ordered == (algorithm.is_ordered and ranks > 1)
 
 
 @pytest.mark.parametrize("key", KEYS, ids="-".join)
@@ -19,10 +35,66 @@ def test_few_ranks_of_all_sizes(key):
         for count in (0, 1, ranks - 1, 2 * ranks + 3):
             task = make_task(algorithm.op, ranks, count, root=ranks // 2)
             for plan in plans(algorithm, ranks):
-                for slices in (1, 2, 3):
+                for slices in (1, 3):
                     prove(write_program(task, replace(plan, slices=slices)))
 
 
-def test_ring_takes_its_steps():
-    proof = prove(write_program(make_task("all_reduce", 8, 64), Plan(algorithm="ring")))
-    assert (proof.num_steps, proof.most_sent) == (14, 2 * 7 * 64 // 8)
+@pytest.mark.parametrize("key", KEYS, ids="-".join)
+def test_representative_numbers_of_ranks(key):
+    for ranks in REPRESENTATIVE:
+        prove_all_shapes(key, ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS, ids="-".join)
+def test_every_number_of_ranks_and_every_shape(key):
+    for ranks in range(1, MOST_RANKS + 1):
+        prove_all_shapes(key, ranks)
+
+
+@pytest.mark.parametrize("key", [k for k in KEYS if k[0] in ("broadcast", "reduce")], ids="-".join)
+def test_every_root(key):
+    for ranks in (2, 5, 8):
+        for root in range(ranks):
+            task = make_task(key[0], ranks, 7, root=root)
+            prove(write_program(task, Plan(algorithm=key[1])))
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_algorithm_of_any_size_in_any_order(data):
+    key = data.draw(st.sampled_from(KEYS))
+    algorithm = ALGORITHMS[key]
+    ranks = data.draw(st.integers(least_ranks(algorithm.op), 40))
+    root = data.draw(st.integers(0, ranks - 1))
+    task = make_task(algorithm.op, ranks, data.draw(st.integers(0, 3 * ranks)), root)
+    if algorithm.op in BLOCK_OPS:
+        counts = data.draw(st.lists(st.integers(0, 5), min_size=ranks, max_size=ranks))
+        task = Task(op=algorithm.op, ranks=ranks, count=sum(counts), counts=tuple(counts))
+    plan = Plan(
+        algorithm=algorithm.name,
+        slices=data.draw(st.integers(1, 4)),
+        hosts=data.draw(st.sampled_from(divisors(ranks))),
+        order=tuple(data.draw(st.permutations(range(ranks)))),
+    )
+    prove(write_program(task, plan))
+
+
+@given(data=st.data())
+@settings(max_examples=4, deadline=None)
+def test_many_ranks(data):
+    key = data.draw(st.sampled_from([k for k in KEYS if k[1] not in ("one_shot", "two_shot")]))
+    algorithm = ALGORITHMS[key]
+    ranks = data.draw(st.integers(65, 130))
+    plan = Plan(algorithm=algorithm.name, hosts=data.draw(st.sampled_from(divisors(ranks))))
+    prove(write_program(make_task(algorithm.op, ranks, ranks), plan))
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_all_to_all_of_any_sizes(data):
+    ranks = data.draw(st.integers(1, 7))
+    counts = data.draw(st.lists(st.integers(0, 3), min_size=ranks**2, max_size=ranks**2))
+    task = Task(op="all_to_all", ranks=ranks, counts=tuple(counts))
+    slices = data.draw(st.integers(1, 2))
+    prove(write_program(task, Plan(algorithm="one_shot", slices=slices)))

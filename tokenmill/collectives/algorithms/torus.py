@@ -21,12 +21,12 @@ LANES = range(4)
 
 
 def row_length(ranks: int, plan: Plan) -> int:
-    """X: as the plan has it, else the ranks of a host, else the divisor next below the root."""
+    """X: as the plan has it, else whole hosts to a row, in a shape with as few steps as can be."""
     if plan.width:
         return plan.width
-    if plan.hosts > 1:
-        return ranks // plan.hosts
-    return max(x for x in range(1, int(ranks**0.5) + 1) if ranks % x == 0)
+    unit = ranks // plan.hosts if plan.hosts > 1 else 1
+    lengths = (x for x in range(unit, ranks + 1, unit) if ranks % x == 0)
+    return min(lengths, key=lambda x: (x + ranks // x, x))
 
 
 class _Lane:
