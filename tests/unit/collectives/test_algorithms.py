@@ -168,4 +168,3 @@ def test_bad_input(task, plan, message):
             Plan(**{"algorithm": "ring", **plan}),
         )
     assert message in str(refused.value)
-
