@@ -75,8 +75,9 @@ def test_torus_of_32_by_32():
     done = run("torus", 1024, n, h=32)
     assert done.num_steps == 2 * (32 + 32 - 2) == 124
     assert done.bytes_sent == pytest.approx(2 * 1023 * n / 1024)
-    formula = 124 * A + 2 * 1023 / 1024 * n * (B + G / 2)
-    assert done.time_s == pytest.approx(formula, rel=0.05)
+    formula = 124 * A + 2 * 1023 / 1024 * n * B + 1023 / 1024 * n * G
+    # While one of the four lanes waits or adds, the others send.
+    assert 0.9 * formula < done.time_s <= formula
 
 
 @pytest.mark.parametrize(
