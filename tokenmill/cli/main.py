@@ -34,6 +34,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
+class Formatter(argparse.HelpFormatter):
+    """Leaves room for the longest command: argparse forgets that commands are indented."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action.choices, dict):
+            longest = max(map(len, action.choices)) + 2 * self._indent_increment
+            self._action_max_length = max(self._action_max_length, longest)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, 1 for a failure, 2 for wrong use, 130 when interrupted."""
     words, is_debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
@@ -64,6 +74,7 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(
         prog="tokenmill",
         description="Serve large language models end to end.",
+        formatter_class=Formatter,
         epilog="--debug, anywhere in the line, shows the traceback of an error.",
         allow_abbrev=False,
     )

@@ -1,6 +1,7 @@
 """Ranges of elements: how a vector is cut into blocks and blocks into slices."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 Range: TypeAlias = tuple[int, int]
@@ -13,6 +14,7 @@ def bound(count: int, parts: int, index: int) -> int:
     return index * count // parts
 
 
+@lru_cache(maxsize=1 << 16)
 def part(whole: Range, parts: int, index: int) -> Range:
     """One of `parts` nearly equal parts of a range."""
     start, stop = whole
