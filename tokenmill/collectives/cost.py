@@ -167,10 +167,13 @@ class Costs:
         total = NOTHING
         core = 1 << (self.p.bit_length() - 1)
         extra = self.p > core
+        is_aligned = not extra and self.m & (self.m - 1) == 0
         distance = 1
         while distance < core:
-            far = self.h > 1 and distance * (1 + extra) >= self.m
-            link, flows = (self.remote, self.flows) if far else (self.local, 1)
+            far = self.h > 1 and (not is_aligned or distance >= self.m)
+            # Of partners nearer than a host is wide, only those at its ends are on another.
+            flows = min(self.flows, distance * (1 + extra))
+            link, flows = (self.remote, flows) if far else (self.local, 1)
             total += self.steps(1, num_bytes(distance), link, flows=flows, sums=sums)
             distance *= 2
         return total
@@ -185,7 +188,10 @@ class Costs:
 
     def trees(self, num_bytes: float, *, both_ways: bool, sums: bool) -> Cost:
         """Along both trees with half the vector each, k slices in a pipeline."""
-        shape = tree_shape(self.p, 1 if self.topology.is_interleaved else self.m, self.h)
+        width = 1 if self.topology.is_interleaved else self.m
+        shape = tree_shape(self.p if both_ways else max(1, self.p - 1), width, self.h)
+        if not both_ways and self.p > 1:
+            shape = shape.below_a_root(is_far=self.h > 1)
         ways = 2 if both_ways else 1
         half = num_bytes / 2
         slowest = self.remote if self.h > 1 else self.local
@@ -225,6 +231,15 @@ class TreeShape:
     """Half vectors that the busiest rank sends, up and down both trees."""
     uplink_messages: int
     """Half vectors that leave the busiest host, up and down both trees."""
+
+    def below_a_root(self, *, is_far: bool) -> "TreeShape":
+        """With one more place above the roots of both trees."""
+        return replace(
+            self,
+            hops=self.hops + 1,
+            local_hops=self.local_hops + (not is_far),
+            remote_hops=self.remote_hops + is_far,
+        )
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ leaves at the earliest gap + n * beta after the one before.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 
@@ -121,10 +121,6 @@ class Topology:
         if self.is_interleaved:
             return range(host, self.ranks, self.hosts)
         return range(host * self.ranks_per_host, (host + 1) * self.ranks_per_host)
-
-    def at_ranks(self, ranks: int) -> "Topology":
-        """The same hosts, more or fewer of them, so that there are so many ranks."""
-        return replace(self, ranks=ranks, hosts=max(1, ranks // self.ranks_per_host))
 
 
 def read_links(path: Path) -> Links:

@@ -1,11 +1,15 @@
 """What the tuner takes, how it is overridden, and NCCL's model beside it."""
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from tests.unit.collectives.programs import make_task
 from tokenmill.collectives.bandwidth import bus_bandwidth, bus_factor
 from tokenmill.collectives.catalog import ALGORITHMS
+from tokenmill.collectives.fit import fit_link
 from tokenmill.collectives.nccl import nccl_latency_s
+from tokenmill.collectives.simulate import simulate
 from tokenmill.collectives.topology import (
     PRESETS,
     Link,
@@ -153,3 +157,45 @@ def test_hosts_have_members(is_interleaved):
         members = topology.members(host)
         assert [topology.host(rank) for rank in members] == [host] * 4
         assert [topology.local_rank(rank) for rank in members] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("op", ["all_reduce", "reduce_scatter", "all_gather", "broadcast"])
+def test_what_it_takes_is_nearly_the_best_in_simulation(op, preset):
+    for h, m in ((1, 4), (2, 4), (4, 4), (3, 5)):
+        topology, task = (
+            Topology(ranks=h * m, hosts=h, links=PRESETS[preset]),
+            make_task(op, h * m, 0),
+        )
+        for n in (64, 1 << 18, 1 << 24):
+            choice = choose(task, topology, n)
+            times = [
+                simulate(task, candidate.plan, topology, n).time_s
+                for candidate in (choice, *choice.others)
+            ]
+            assert times[0] < 2 * min(times)
+
+
+@given(
+    alpha=st.floats(1e-7, 1e-2),
+    beta=st.floats(1e-12, 1e-6),
+    sizes=st.lists(st.integers(1, 1 << 26), min_size=2, max_size=9, unique=True),
+)
+def test_a_link_is_found_from_its_times(alpha, beta, sizes):
+    assume(max(sizes) * beta > 0.01 * alpha > 1e-4 * min(sizes) * beta)
+    assume(max(sizes) > 2 * min(sizes))
+    link = fit_link([(n, alpha + beta * n) for n in sizes])
+    for n in sizes:
+        assert link.alpha_s + link.beta_s_per_byte * n == pytest.approx(alpha + beta * n, rel=1e-5)
+
+
+def test_constants_that_are_fitted_are_not_below_0():
+    falling, from_nothing = [(1, 2.0), (1000, 1.0)], [(1, 1e-9), (2, 4e-9), (4, 16e-9)]
+    assert fit_link(falling).beta_s_per_byte == 0
+    assert fit_link(from_nothing).alpha_s == 0
+
+
+@pytest.mark.parametrize("samples", [[], [(8, 1.0)], [(8, 1.0), (8, 2.0)], [(8, 1.0), (9, 0.0)]])
+def test_times_that_fit_nothing(samples):
+    with pytest.raises(UsageError, match="constants of a link need times"):
+        fit_link(samples)
