@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def add_task_arguments(parser: ArgumentParser, *, ranks: int) -> None:
-    """What `make_task` takes, and the shape."""
+def add_task_arguments(parser: ArgumentParser, *, ranks: int, slices: int | None) -> None:
+    """What `make_task` takes, and the shape; None: as many slices as are best."""
     parser.add_argument(
         "--op",
         default="all_reduce",
@@ -25,10 +25,11 @@ def add_task_arguments(parser: ArgumentParser, *, ranks: int) -> None:
     for flag, default, text in (
         ("--ranks", ranks, "processes that take part"),
         ("--hosts", 1, "hosts over which they spread evenly"),
-        ("--slices", 1, "parts that follow one another through the algorithm"),
+        ("--slices", slices, "parts that follow one another through the algorithm"),
     ):
+        shown = "as many as are best" if default is None else "%(default)s"
         parser.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)"
+            flag, type=int, default=default, metavar="N", help=f"{text} (default: {shown})"
         )
     parser.add_argument(
         "--width", type=int, default=0, metavar="X", help="length of a torus' rows (default: fits)"

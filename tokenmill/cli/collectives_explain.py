@@ -17,7 +17,7 @@ _MOST_RANKS = 16
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    shared.add_task_arguments(parser, ranks=4)
+    shared.add_task_arguments(parser, ranks=4, slices=1)
     parser.add_argument("--algorithm", metavar="NAME", help="default: the first that there is")
     parser.add_argument(
         "--count", type=int, metavar="N", help="elements of the vector (default: one for each part)"

@@ -19,7 +19,7 @@ _SIZES = [float(8 << shift) for shift in range(0, 29, 2)]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    shared.add_task_arguments(parser, ranks=8)
+    shared.add_task_arguments(parser, ranks=8, slices=None)
     parser.add_argument(
         "--size",
         default="64K",
@@ -37,6 +37,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="simulate what takes long, too (default: compute that by formula)",
     )
     how.add_argument("--formulas", action="store_true", help="simulate nothing")
+    parser.add_argument(
+        "--every-rank",
+        action="store_true",
+        help="simulate each rank, also where one host can stand for all (1,024 take a minute)",
+    )
     parser.add_argument("--json", action="store_true", help="print one object")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw time over size and over ranks, as SVG"
@@ -50,19 +55,20 @@ def simulate(values: dict[str, Any]) -> None:
 
     task, topology = shared.make_task(values), shared.make_topology(values)
     num_bytes = 0 if task.op == "barrier" else shared.read_size(values["size"])
-    plans = make_plans(
-        task,
-        topology,
-        algorithms=values["algorithms"],
-        slices=values["slices"],
-        width=values["width"],
-    )
+    plans = make_plans(task, topology, algorithms=values["algorithms"], width=values["width"])
     if not plans:
         raise UsageError(
             f"no algorithm of {task.op} fits {topology.ranks} ranks as they are spread"
         )
     simulates = True if values["simulate_all"] else False if values["formulas"] else None
-    study = Study(task=task, topology=topology, plans=plans, simulates=simulates)
+    study = Study(
+        task=task,
+        topology=topology,
+        plans=plans,
+        simulates=simulates,
+        is_exact=values["every_rank"],
+        slices=_slices(values),
+    )
     rows = sorted(study.rows(num_bytes), key=lambda row: row.time_s)
     reason = choose(task, topology, num_bytes).reason
     if values["json"]:
@@ -72,6 +78,13 @@ def simulate(values: dict[str, Any]) -> None:
         print(f"\nThe tuner takes: {reason}.")
     if values["plot"] is not None:
         _draw(values["plot"], study, rows, num_bytes)
+
+
+def _slices(values: dict[str, Any]) -> int | None:
+    slices: int | None = values["slices"]
+    if slices is not None and slices < 1:
+        raise UsageError(f"--slices is {slices}, but must be at least 1")
+    return slices
 
 
 def _document(
@@ -101,7 +114,17 @@ def _table(study: "Study", rows: "Sequence[Row]", num_bytes: int) -> list[str]:
     topology = study.topology
     size = "" if study.task.op == "barrier" else f" of {size_words(num_bytes)}"
     title = f"{study.task.op}{size}, {topology.ranks} ranks on {topology.hosts} hosts"
-    head = ("algorithm", "steps", "sent/rank", "uplink", "time", "busbw GB/s", "NCCL latency", "by")
+    head = (
+        "algorithm",
+        "slices",
+        "steps",
+        "sent/rank",
+        "uplink",
+        "time",
+        "busbw GB/s",
+        "NCCL latency",
+        "by",
+    )
     cells = [head]
     for row in rows:
         uplink = "" if row.uplink_bytes is None else size_words(row.uplink_bytes)
@@ -109,6 +132,7 @@ def _table(study: "Study", rows: "Sequence[Row]", num_bytes: int) -> list[str]:
         cells.append(
             (
                 row.algorithm,
+                str(row.slices),
                 f"{row.num_steps:,}",
                 size_words(row.bytes_sent),
                 uplink,

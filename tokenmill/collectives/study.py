@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 from tokenmill.collectives.bandwidth import bus_bandwidth
 from tokenmill.collectives.catalog import algorithms_of, find_algorithm, unfit
-from tokenmill.collectives.cost import predict
+from tokenmill.collectives.cost import Cost, predict
 from tokenmill.collectives.nccl import MODELLED, nccl_latency_s
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.simulate import num_simulated_steps, simulate
 from tokenmill.collectives.task import Task
 from tokenmill.collectives.topology import Topology
+from tokenmill.collectives.tuner import with_best_slices
 from tokenmill.errors import UsageError
 
 QUICK_STEPS = 400_000
@@ -23,6 +24,7 @@ class Row:
     """One algorithm. Bytes are those of the busiest rank or host, one way."""
 
     algorithm: str
+    slices: int
     num_steps: int
     bytes_sent: float
     uplink_bytes: float | None
@@ -39,12 +41,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is compared. `simulates` None: what is quick; True: all; False: nothing."""
+    """What is compared.
+
+    `simulates` None: what is quick; True: all; False: nothing. `is_exact`: every rank, where one
+    host could stand for all, too. `slices` None: as many as make an algorithm cheapest, as long as
+    that can still be simulated.
+    """
 
     task: Task
     topology: Topology
     plans: tuple[Plan, ...]
     simulates: bool | None = None
+    is_exact: bool = False
+    slices: int | None = None
 
     def rows(self, num_bytes: float) -> Iterator[Row]:
         """One for each plan. Raises CapacityError for what is too large to simulate."""
@@ -53,18 +62,19 @@ class Study:
 
     def _row(self, plan: Plan, num_bytes: float) -> Row:
         task, topology = self.task, self.topology
+        plan = self._sliced(task, plan, topology, num_bytes)
         cost = predict(task, plan, topology, num_bytes)
         num_steps, sent, time_s = cost.num_steps, cost.bytes_sent, cost.time_s
         uplink: float | None = None
         source = FORMULA
-        is_quick = num_simulated_steps(task, plan, topology) <= QUICK_STEPS
-        if self.simulates or (self.simulates is None and is_quick):
-            done = simulate(task, plan, topology, num_bytes)
+        if self.simulates or (self.simulates is None and self._is_quick(plan)):
+            done = simulate(task, plan, topology, num_bytes, is_exact=self.is_exact or None)
             num_steps, sent, time_s = done.num_steps, done.bytes_sent, done.time_s
             uplink = done.uplink_bytes
             source = EVERY_RANK if done.is_exact else ONE_HOST
         return Row(
             algorithm=plan.algorithm,
+            slices=plan.slices,
             num_steps=num_steps,
             bytes_sent=sent,
             uplink_bytes=uplink,
@@ -74,6 +84,19 @@ class Study:
             nccl_latency_s=self._nccl(plan),
             source=source,
         )
+
+    def _is_quick(self, plan: Plan) -> bool:
+        return num_simulated_steps(self.task, plan, self.topology) <= QUICK_STEPS
+
+    def _sliced(self, task: Task, plan: Plan, topology: Topology, num_bytes: float) -> Plan:
+        if self.slices is not None:
+            return replace(plan, slices=self.slices)
+        if self.simulates is False:
+            return with_best_slices(task, plan, topology, num_bytes)
+        return with_best_slices(task, plan, topology, num_bytes, is_allowed=self._is_quick)
+
+    def _formula(self, task: Task, plan: Plan, topology: Topology, num_bytes: float) -> Cost:
+        return predict(task, self._sliced(task, plan, topology, num_bytes), topology, num_bytes)
 
     def _nccl(self, plan: Plan) -> float | None:
         ops = {"ring": ("all_reduce", "reduce_scatter", "all_gather"), "tree": ("all_reduce",)}
@@ -85,7 +108,7 @@ class Study:
         """By formula: for each algorithm (bytes, seconds)."""
         return {
             plan.algorithm: [
-                (size, predict(self.task, plan, self.topology, size).time_s) for size in sizes
+                (size, self._formula(self.task, plan, self.topology, size).time_s) for size in sizes
             ]
             for plan in self.plans
         }
@@ -99,7 +122,7 @@ class Study:
             for plan in self.plans:
                 here = replace(plan, hosts=topology.hosts, width=0)
                 if unfit(find_algorithm(self.task, plan), task, here) is None:
-                    cost = predict(task, here, topology, num_bytes)
+                    cost = self._formula(task, here, topology, num_bytes)
                     found[plan.algorithm].append((ranks, cost.num_steps, cost.time_s))
         return found
 
@@ -121,7 +144,6 @@ def make_plans(
     topology: Topology,
     *,
     algorithms: Sequence[str] = (),
-    slices: int = 1,
     width: int = 0,
 ) -> tuple[Plan, ...]:
     """A plan for each algorithm that can do the task, or for those named. Raises UsageError."""
@@ -135,7 +157,7 @@ def make_plans(
     for algorithm in algorithms_of(task.op):
         if algorithms and algorithm.name not in algorithms:
             continue
-        plan = Plan(algorithm=algorithm.name, hosts=topology.hosts, slices=slices, width=width)
+        plan = Plan(algorithm=algorithm.name, hosts=topology.hosts, width=width)
         if algorithms:
             find_algorithm(task, plan)
         is_idle = algorithm.needs_hosts and topology.hosts == 1 and not algorithms

@@ -6,8 +6,8 @@ the user: the variable TOKENMILL_COLLECTIVES overrides, as in `all_reduce=ring,b
 (after the slash, slices).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from tokenmill.collectives.catalog import ALGORITHMS, Algorithm, algorithms_of, unfit
 from tokenmill.collectives.cost import Cost, predict
@@ -98,18 +98,34 @@ def _candidates(
             continue
         if _is_pointless(algorithm, topology) and override.algorithm is None:
             continue
-        plans = (
-            Plan(algorithm=algorithm.name, hosts=topology.hosts, slices=slices)
-            for slices in _slices(algorithm, num_bytes, override)
-        )
-        costs = (
-            Candidate(plan=plan, cost=predict(task, plan, topology, num_bytes))
-            for plan in plans
-            if unfit(algorithm, task, plan) is None
-        )
-        best = min(costs, key=lambda candidate: candidate.cost.time_s, default=None)
-        if best is not None:
-            yield best
+        plan = Plan(algorithm=algorithm.name, hosts=topology.hosts, slices=override.slices or 1)
+        if unfit(algorithm, task, plan) is None:
+            if override.slices is None:
+                plan = with_best_slices(task, plan, topology, num_bytes)
+            yield Candidate(plan=plan, cost=predict(task, plan, topology, num_bytes))
+
+
+def with_best_slices(
+    task: Task,
+    plan: Plan,
+    topology: Topology,
+    num_bytes: float,
+    *,
+    is_allowed: Callable[[Plan], bool] = lambda plan: True,
+) -> Plan:
+    """The plan with as many slices as make it cheapest, where it gains from them."""
+    algorithm = ALGORITHMS[task.op, plan.algorithm]
+    if not (algorithm.is_streaming or algorithm.name in _PIPELINED):
+        return plan
+    plans = [
+        replace(plan, slices=slices)
+        for slices in _SLICES
+        if slices == 1 or num_bytes / slices >= _LEAST_SLICE_BYTES
+    ]
+    return min(
+        (sliced for sliced in plans if sliced.slices == 1 or is_allowed(sliced)),
+        key=lambda sliced: predict(task, sliced, topology, num_bytes).time_s,
+    )
 
 
 def _is_pointless(algorithm: Algorithm, topology: Topology) -> bool:
@@ -117,16 +133,6 @@ def _is_pointless(algorithm: Algorithm, topology: Topology) -> bool:
     if algorithm.needs_hosts:
         return topology.hosts == 1 or topology.ranks_per_host == 1 or topology.is_interleaved
     return algorithm.needs_grid and topology.is_interleaved
-
-
-def _slices(algorithm: Algorithm, num_bytes: float, override: Override) -> Iterator[int]:
-    if override.slices is not None:
-        yield override.slices
-        return
-    is_pipelined = algorithm.is_streaming or algorithm.name in _PIPELINED
-    for slices in _SLICES if is_pipelined else (1,):
-        if slices == 1 or num_bytes / slices >= _LEAST_SLICE_BYTES:
-            yield slices
 
 
 def _nothing_fits(task: Task, topology: Topology, override: Override, is_ordered: bool) -> str:

@@ -27,7 +27,7 @@ def test_a_table(capsys):
     lines = out.splitlines()
     assert lines[0] == "all_reduce of 64 KiB, 8 ranks on 2 hosts"
     ring = next(line for line in lines if line.startswith("ring "))
-    assert ring.split()[1:4] == ["14", "112", "KiB"]
+    assert ring.split()[1:5] == ["1", "14", "112", "KiB"]
     assert "every rank" in ring
     assert lines[-1].startswith("The tuner takes: all_reduce of 64 KiB by ")
 
@@ -44,6 +44,19 @@ def test_24576_ranks(capsys):
     assert rows["ring"]["nccl_latency_s"] == pytest.approx(63.1e-3, rel=1e-3)
     last = document["over_ranks"]["hierarchical"][-1]
     assert (last["ranks"], last["steps"]) == (24_576, 8_200)
+
+
+def test_every_rank_and_as_many_slices_as_are_best(capsys, monkeypatch):
+    monkeypatch.setattr("tokenmill.collectives.simulate._FEW_STEPS", 0)
+    arguments = ("--ranks", "64", "--hosts", "8", "--size", "4M", "--json", "--algorithms")
+    _, out, _ = run(capsys, "simulate", *arguments, "hierarchical", "tree")
+    rows = {row["algorithm"]: row for row in json.loads(out)["algorithms"]}
+    assert rows["tree"]["slices"] > 1
+    assert rows["hierarchical"]["source"] == "one host for all"
+    _, out, _ = run(capsys, "simulate", *arguments, "hierarchical", "--every-rank")
+    (row,) = json.loads(out)["algorithms"]
+    assert row.pop("source") == "every rank"
+    assert row["time_s"] == pytest.approx(rows["hierarchical"]["time_s"])
 
 
 def test_formulas_and_simulation_of_all(capsys):
@@ -115,6 +128,7 @@ def test_a_program_to_read(capsys):
         (["simulate", "--op", "allsum"], "--op is 'allsum', but must be one of all_reduce, "),
         (["simulate", "--ranks", "10", "--hosts", "4"], "10 ranks cannot be spread evenly over 4"),
         (["simulate", "--ranks", "0"], "0 ranks"),
+        (["simulate", "--slices", "0"], "--slices is 0, but must be at least 1"),
         (["simulate", "--size", "much"], "'much' is no size: give bytes such as 8, 64K"),
         (["simulate", "--size", "0"], "a size is 0, but must be at least one byte"),
         (["simulate", "--links", "fast"], "--links is 'fast', but must be gpu, cpu or a JSON file"),
