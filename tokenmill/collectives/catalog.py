@@ -6,8 +6,9 @@ from typing import TypeAlias
 
 from tokenmill.collectives.algorithms import direct, doubling, hierarchical, ring, torus, tree
 from tokenmill.collectives.program import Buffer, Plan, Program, RankProgram
+from tokenmill.collectives.records import Record, dependencies, make_step
 from tokenmill.collectives.task import Task
-from tokenmill.collectives.writer import Record, Scope, Writer, dependencies, make_step
+from tokenmill.collectives.writer import Scope, Writer
 from tokenmill.errors import UsageError
 
 WriteFunction: TypeAlias = Callable[[Scope, Writer], None]

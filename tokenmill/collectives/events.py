@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenmill.collectives.outline import Outline
+from tokenmill.collectives.records import RECV_REDUCE, REDUCE, SEND
 from tokenmill.collectives.topology import Link, Topology
-from tokenmill.collectives.writer import RECV_REDUCE, REDUCE, SEND
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from tokenmill.collectives.algorithms.torus import row_length
 from tokenmill.collectives.catalog import write_records
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.ranges import size
+from tokenmill.collectives.records import SEND, Record, dependencies
 from tokenmill.collectives.task import Task
 from tokenmill.collectives.topology import Topology
-from tokenmill.collectives.writer import SEND, Record, dependencies
 
 
 class Outline:

@@ -1,47 +1,19 @@
-"""What an algorithm writes with: the steps of one rank, and the dependencies that follow from them.
+"""What an algorithm writes with: the steps of one rank, slice after slice.
 
-An algorithm says `send`, `recv` ... in an order in which one step after the other would do. From
-the ranges that steps read and write the writer finds which of them must wait for which: a reader
-for the last writer, a writer for the readers and the writer before it. `prove.py` checks the result
-independently.
+An algorithm says `send`, `recv` ... in an order in which one step after the other would do; which
+of them must wait for which follows from the ranges that they touch (`records.py`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
-from tokenmill.collectives.program import (
-    Buffer,
-    Chunk,
-    Copy,
-    Plan,
-    Recv,
-    RecvReduce,
-    Reduce,
-    Send,
-    Step,
-)
+from tokenmill.collectives.program import Buffer, Plan
 from tokenmill.collectives.ranges import Range, Ranges, joined, part, size
+from tokenmill.collectives.records import COPY, RECV, RECV_REDUCE, REDUCE, SEND, Record
 from tokenmill.collectives.task import BLOCK_OPS, Task
-
-SEND, RECV, RECV_REDUCE, COPY, REDUCE = range(5)
 
 DATA = "data"
 LANES = 8
 """Tags for each slice; no algorithm has more lanes."""
-
-
-class Record(NamedTuple):
-    """A step as it was written: no dependencies yet."""
-
-    kind: int
-    buffer: str
-    """What a send reads and everything else writes."""
-    ranges: Ranges
-    peer: int = -1
-    tag: int = 0
-    source: str = ""
-    """What a copy or a reduce reads."""
-    source_ranges: Ranges = ()
 
 
 class Scope:
@@ -187,94 +159,3 @@ def task_buffers(task: Task, rank: int) -> tuple[Buffer, ...]:
     else:
         sizes = {DATA: task.count}
     return tuple(Buffer(name, count) for name, count in sizes.items() if count)
-
-
-def dependencies(records: Sequence[Record]) -> list[tuple[int, ...]]:
-    """For each step the earlier ones that it must wait for: both touch the same elements."""
-    places = _atoms(records)
-    last_writer = {name: [-1] * len(index) for name, index in places.items()}
-    readers: dict[str, list[tuple[int, ...]]] = {
-        name: [()] * len(index) for name, index in places.items()
-    }
-    result = []
-    for step, record in enumerate(records):
-        found: set[int] = set()
-        name, ranges = record.buffer, record.ranges
-        if record.kind != SEND and record.source:
-            _read(
-                step,
-                places[record.source],
-                record.source_ranges,
-                last_writer[record.source],
-                readers[record.source],
-                found,
-            )
-        if record.kind == SEND:
-            _read(step, places[name], ranges, last_writer[name], readers[name], found)
-        else:
-            _write(step, places[name], ranges, last_writer[name], readers[name], found)
-        result.append(tuple(sorted(found)))
-    return result
-
-
-def _atoms(records: Sequence[Record]) -> dict[str, dict[int, int]]:
-    """For each buffer its borders, numbered: between two neighbours, steps touch all or nothing."""
-    borders: dict[str, set[int]] = {}
-    for record in records:
-        found = borders.setdefault(record.buffer, set())
-        for bounds in record.ranges:
-            found.update(bounds)
-        if record.source:
-            found = borders.setdefault(record.source, set())
-            for bounds in record.source_ranges:
-                found.update(bounds)
-    return {
-        name: {border: index for index, border in enumerate(sorted(found))}
-        for name, found in borders.items()
-    }
-
-
-def _read(
-    step: int,
-    index: dict[int, int],
-    ranges: Ranges,
-    writer: list[int],
-    readers: list[tuple[int, ...]],
-    found: set[int],
-) -> None:
-    for start, stop in ranges:
-        for atom in range(index[start], index[stop]):
-            if writer[atom] >= 0:
-                found.add(writer[atom])
-            readers[atom] += (step,)
-
-
-def _write(
-    step: int,
-    index: dict[int, int],
-    ranges: Ranges,
-    writer: list[int],
-    readers: list[tuple[int, ...]],
-    found: set[int],
-) -> None:
-    for start, stop in ranges:
-        for atom in range(index[start], index[stop]):
-            if readers[atom]:
-                found.update(readers[atom])
-                readers[atom] = ()
-            elif writer[atom] >= 0:
-                found.add(writer[atom])
-            writer[atom] = step
-
-
-def make_step(record: Record, after: tuple[int, ...]) -> Step:
-    """The step as the language has it."""
-    chunk = Chunk(record.buffer, record.ranges)
-    if record.kind == SEND:
-        return Send(chunk, record.peer, record.tag, after)
-    if record.kind == RECV:
-        return Recv(chunk, record.peer, record.tag, after)
-    if record.kind == RECV_REDUCE:
-        return RecvReduce(chunk, record.peer, record.tag, after)
-    source = Chunk(record.source, record.source_ranges)
-    return (Copy if record.kind == COPY else Reduce)(source, chunk, after)
