@@ -29,6 +29,7 @@ LAYERS = (
     ("perf",),
     ("ir",),
     ("config",),
+    ("svg",),
     ("errors",),
 )
 """Top first. Passes lie below backends, because a backend chooses and runs its own."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "pull": "fetch a model and verify it",
     "models": "list the models that have a short name, and those on disk",
     "bench": "measure a server, or the engine in this process",
+    "collectives": "simulate and explain all-reduce and its kin",
     "explain": "show the life of one operation, from the model to machine code",
 }
 """Each is a module of that name: `add_arguments(parser)`, and a function of the same name which
@@ -31,6 +32,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+class Formatter(argparse.HelpFormatter):
+    """Leaves room for the longest command: argparse forgets that commands are indented."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action.choices, dict):
+            longest = max(map(len, action.choices)) + 2 * self._indent_increment
+            self._action_max_length = max(self._action_max_length, longest)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -63,6 +74,7 @@ def _make_parser() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(
         prog="tokenmill",
         description="Serve large language models end to end.",
+        formatter_class=Formatter,
         epilog="--debug, anywhere in the line, shows the traceback of an error.",
         allow_abbrev=False,
     )

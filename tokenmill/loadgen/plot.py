@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from tokenmill.loadgen.metrics import (
     METRICS,
@@ -12,20 +11,10 @@ from tokenmill.loadgen.metrics import (
     tokens_per_second,
 )
 from tokenmill.loadgen.records import RequestRecord
+from tokenmill.svg import document, segment, text
 
 WIDTH, HEIGHT = 960, 640
 _MAX_POINTS = 400
-_STYLE = """
-svg { background: #fff; color: #1a1a2e; font: 12px system-ui, sans-serif }
-.axis { stroke: currentColor; stroke-opacity: .5 }
-.grid { stroke: currentColor; stroke-opacity: .1 }
-.line { fill: none; stroke: #2563eb; stroke-width: 1.6 } .second { stroke: #d97706 }
-text { fill: currentColor } .title { font-weight: 600; font-size: 13px }
-.mark { stroke: #dc2626; stroke-dasharray: 3 3 } .note { fill-opacity: .7 }
-@media (prefers-color-scheme: dark) {
-  svg { background: #16181d; color: #e6e6ea } .line { stroke: #60a5fa } .second { stroke: #fbbf24 }
-}
-"""
 Points = Sequence[tuple[float, float]]
 
 
@@ -45,19 +34,19 @@ class Panel:
     def frame(self) -> list[str]:
         """Title, axes, grid and labels."""
         right, bottom = self.left + self.width, self.top + self.height
-        parts = [_text(self.left, self.top - 8, self.title, "title")]
+        parts = [text(self.left, self.top - 8, self.title, "title")]
         for value in _ticks(self.x_max):
             x = self._x(value)
-            parts.append(_segment(x, self.top, x, bottom, "grid"))
+            parts.append(segment(x, self.top, x, bottom, "grid"))
             label = f"{value:g}"
-            parts.append(_text(x, bottom + 15, label, "note", anchor="middle"))
-        parts.append(_text(right, bottom + 30, self.x_unit, "note", anchor="end"))
+            parts.append(text(x, bottom + 15, label, "note", anchor="middle"))
+        parts.append(text(right, bottom + 30, self.x_unit, "note", anchor="end"))
         for value in _ticks(self.y_max):
             y = self._y(value)
-            parts.append(_segment(self.left, y, right, y, "grid"))
-            parts.append(_text(self.left - 5, y + 4, f"{value:g}", "note", anchor="end"))
-        parts.append(_segment(self.left, bottom, right, bottom, "axis"))
-        parts.append(_segment(self.left, self.top, self.left, bottom, "axis"))
+            parts.append(segment(self.left, y, right, y, "grid"))
+            parts.append(text(self.left - 5, y + 4, f"{value:g}", "note", anchor="end"))
+        parts.append(segment(self.left, bottom, right, bottom, "axis"))
+        parts.append(segment(self.left, self.top, self.left, bottom, "axis"))
         return parts
 
     def line(self, points: Points, style: str = "line") -> str:
@@ -71,8 +60,8 @@ class Panel:
         shift, anchor = (-4, "end") if is_right else (4, "start")
         y = self.top + self.height - 6 - 16 * row
         return [
-            _segment(x, self.top, x, self.top + self.height, "mark"),
-            _text(x + shift, y, label, "note", anchor=anchor),
+            segment(x, self.top, x, self.top + self.height, "mark"),
+            text(x + shift, y, label, "note", anchor=anchor),
         ]
 
     def _x(self, value: float) -> float:
@@ -84,17 +73,14 @@ class Panel:
 
 def draw_run(records: Sequence[RequestRecord], title: str) -> str:
     """The SVG: four distributions, output tokens a second, and requests under way."""
-    parts = [_text(40, 28, title, "title")]
+    parts = [text(40, 28, title, "title")]
     values = latencies_ms(records)
     for index, metric in enumerate(METRICS):
         left, top = 60 + 470 * (index % 2), 66 + 190 * (index // 2)
         parts += _distribution(METRICS[metric], values[metric], left, top)
     parts += _timeline(records)
     body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n{body}\n</svg>\n"
-    )
+    return document(WIDTH, HEIGHT, title, body)
 
 
 def cumulative(values: Iterable[float]) -> Points:
@@ -162,12 +148,3 @@ def _ticks(greatest: float) -> list[float]:
     steps += [power * s for s in (0.1, 0.2, 0.5, 1)]
     step = next((s for s in steps if greatest / s <= 5), steps[-1])
     return [step * index for index in range(int(greatest / step + 1e-9) + 1)]
-
-
-def _segment(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{style}" {place}>{escape(text)}</text>'

@@ -1,0 +1,1 @@
+"""The algorithms, one file a family: functions that write the steps of one place."""
