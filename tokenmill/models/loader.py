@@ -85,7 +85,7 @@ def _compile(
     program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
-    limits = _limits(checkpoint.config, tokenizer, program.program, options)
+    limits = _limits(checkpoint.config, tokenizer, program.program, options, progress)
     threads = options.threads or num_usable_threads()
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
 
@@ -132,7 +132,11 @@ class _RoundingReport:
 
 
 def _limits(
-    config: ModelConfig, tokenizer: Tokenizer, program: Program, options: EngineConfig
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    program: Program,
+    options: EngineConfig,
+    progress: Progress,
 ) -> StepLimits:
     """How large a step may be, and how many blocks of KV cache there is room for."""
     length = options.max_model_len or config.context_length
@@ -151,12 +155,17 @@ def _limits(
             f"{format_bytes(room)} are there for it: raise kv_cache_memory_bytes, or choose a "
             "smaller model"
         )
+    if blocks < per_sequence:
+        progress.note(
+            f"the KV cache has room for {blocks * BLOCK_SIZE} of {length} tokens: a longer "
+            "sequence is refused; kv_cache_memory_bytes gives it more"
+        )
     return StepLimits(
         tokens=options.max_num_batched_tokens,
         sequences=options.max_num_seqs,
         rows=options.max_num_seqs,
         blocks=blocks,
-        blocks_per_sequence=per_sequence,
+        blocks_per_sequence=min(per_sequence, blocks),
         slots=options.max_num_seqs,
         vocab_size=min(config.vocab_size, tokenizer.vocab_size),
     )
