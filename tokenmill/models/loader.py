@@ -20,7 +20,7 @@ from tokenmill.errors import CapacityError, UsageError
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
-from tokenmill.models.home import format_bytes, make_dir, objects_dir, packed_dir
+from tokenmill.models.home import format_bytes, objects_dir, packed_dir
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.registry import build_graph
 from tokenmill.models.sources import fetch
@@ -47,7 +47,7 @@ def load_model(options: EngineConfig, *, progress: Progress | None = None) -> Lo
     progress = progress or SilentProgress()
     local = fetch(options.model, progress=progress, offline=options.offline)
     checkpoint = open_checkpoint(local.path)
-    tokenizer = _load_tokenizer(checkpoint)
+    tokenizer = _load_tokenizer(checkpoint, progress)
     compiled = _compile(checkpoint, tokenizer, options, progress)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
@@ -55,15 +55,15 @@ def load_model(options: EngineConfig, *, progress: Progress | None = None) -> Lo
     )
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
     if checkpoint.tokenizer_metadata is None:
         from tokenmill.models.tokenizer import load_tokenizer
 
         return load_tokenizer(checkpoint.path)
     from tokenmill.models.gguf_tokenizer import load_gguf_tokenizer
 
-    cache = make_dir(packed_dir()) / f"{checkpoint.fingerprint()}.tokenizer.json"
-    return load_gguf_tokenizer(checkpoint.tokenizer_metadata, cache)
+    cache = packed_dir() / f"{checkpoint.fingerprint()}.tokenizer.json"
+    return load_gguf_tokenizer(checkpoint.tokenizer_metadata, cache, progress=progress)
 
 
 def _compile(
@@ -86,7 +86,7 @@ def _compile(
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
     limits = _limits(checkpoint.config, tokenizer, program.program, options, progress)
-    threads = options.threads or num_usable_threads()
+    threads = _num_threads(options, progress)
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
 
 
