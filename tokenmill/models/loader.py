@@ -91,6 +91,16 @@ def _compile(
 
 
 def _packed_weights(
+def _num_threads(options: EngineConfig, progress: Progress) -> int:
+    usable = num_usable_threads()
+    if options.threads is not None and options.threads > usable:
+        progress.note(
+            f"{options.threads} threads share {usable} processors, which makes each step slower: "
+            f"threads of at most {usable} would not"
+        )
+    return options.threads or usable
+
+
     checkpoint: Checkpoint,
     shapes: Mapping[str, tuple[int, ...]],
     packed: PackedWeights,
