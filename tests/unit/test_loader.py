@@ -7,20 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.model_files import write_runnable_gguf
+from tests.unit.notes import Notes
 from tokenmill.backends.base import BLOCK_SIZE
+from tokenmill.backends.llvm.workers import num_usable_threads
 from tokenmill.config import EngineConfig
+from tokenmill.fingerprint import code_fingerprint
 from tokenmill.models.loader import LoadedModel, load_model
-from tokenmill.models.progress import SilentProgress
-
-
-class Notes(SilentProgress):
-    """Keeps what the user is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture
@@ -60,3 +52,48 @@ def test_a_context_that_fits_is_not_cut(home, model, notes):
     with loaded(model, notes) as found:
         assert found.compiled.limits.blocks_per_sequence * BLOCK_SIZE == 128
     assert notes.lines == []
+
+
+def test_threads_beyond_the_processors_are_remarked_on(home, model, notes):
+    usable = num_usable_threads()
+    with loaded(model, notes, threads=usable):
+        assert notes.lines == []
+    with loaded(model, notes, threads=usable + 1):
+        [line] = notes.lines
+        assert line.startswith(f"{usable + 1} threads share {usable} processors")
+
+
+# -- what is kept on disk
+
+
+def entries(home: Path, kind: str) -> set[str]:
+    return {path.name for path in (home / "packed").glob(f"*.{kind}")}
+
+
+def test_an_edit_of_the_code_that_decodes_leaves_no_kept_weights_valid(
+    home, model, notes, monkeypatch
+):
+    with loaded(model, notes):
+        before = entries(home, "tmc")
+    with loaded(model, notes):
+        assert entries(home, "tmc") == before
+
+    def edited(*folders: str) -> str:
+        return "edited" if "models" in folders else code_fingerprint(*folders)
+
+    monkeypatch.setattr("tokenmill.models.loader.code_fingerprint", edited)
+    with loaded(model, notes):
+        assert len(entries(home, "tmc") - before) == 1
+
+
+def test_an_edit_of_the_code_that_builds_tokenizers_leaves_no_kept_one_valid(
+    home, model, notes, monkeypatch
+):
+    with loaded(model, notes):
+        [name] = entries(home, "tokenizer.json")
+    before = (home / "packed" / name).read_bytes()
+    monkeypatch.setattr("tokenmill.models.tokenizer_cache.code_fingerprint", lambda *_: "edited")
+    with loaded(model, notes):
+        after = (home / "packed" / name).read_bytes()
+    assert b" edited " in after.partition(b"\n")[0]
+    assert after.partition(b"\n")[2] == before.partition(b"\n")[2]

@@ -17,6 +17,7 @@ from tokenmill.backends.llvm.weights import PackedWeights
 from tokenmill.backends.llvm.workers import num_usable_threads
 from tokenmill.config import EngineConfig
 from tokenmill.errors import CapacityError, UsageError
+from tokenmill.fingerprint import code_fingerprint
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
@@ -90,7 +91,6 @@ def _compile(
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
 
 
-def _packed_weights(
 def _num_threads(options: EngineConfig, progress: Progress) -> int:
     usable = num_usable_threads()
     if options.threads is not None and options.threads > usable:
@@ -101,6 +101,7 @@ def _num_threads(options: EngineConfig, progress: Progress) -> int:
     return options.threads or usable
 
 
+def _packed_weights(
     checkpoint: Checkpoint,
     shapes: Mapping[str, tuple[int, ...]],
     packed: PackedWeights,
@@ -111,7 +112,7 @@ def _num_threads(options: EngineConfig, progress: Progress) -> int:
     """The weights as the program wants them: from an earlier start, or packed now."""
     store = ObjectCache(packed_dir())
     identity = (checkpoint.fingerprint(), options.quantization, packed.layout())
-    key = cache_key("weights", *identity, row=program.options.row)
+    key = cache_key("weights", *identity, code_fingerprint("models"), row=program.options.row)
     arena = Arena(packed.size_bytes)
     whole = arena.buffer(0, packed.size_bytes)
     if store.read_into(key, lambda size: whole if size == len(whole) else memoryview(b"")):
