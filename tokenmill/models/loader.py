@@ -153,7 +153,8 @@ def _limits(
     length = options.max_model_len or config.context_length
     if length > config.context_length:
         raise UsageError(
-            f"max_model_len is {length}, but the model was made for {config.context_length} tokens"
+            f"max_model_len is {length}, but the model was made for {config.context_length} "
+            "tokens: give at most that, or leave it out"
         )
     per_sequence = -(-length // BLOCK_SIZE)
     wanted = per_sequence * options.max_num_seqs
