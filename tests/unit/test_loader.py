@@ -83,7 +83,7 @@ def test_an_edit_of_the_code_that_decodes_leaves_no_kept_weights_valid(
 
     monkeypatch.setattr("tokenmill.models.loader.code_fingerprint", edited)
     with loaded(model, notes):
-        assert len(entries(home, "tmc") - before) == 1
+        assert len(entries(home, "tmc") - before) == 2, "the weights and what rounding cost"
 
 
 def test_an_edit_of_the_code_that_builds_tokenizers_leaves_no_kept_one_valid(
@@ -97,3 +97,22 @@ def test_an_edit_of_the_code_that_builds_tokenizers_leaves_no_kept_one_valid(
         after = (home / "packed" / name).read_bytes()
     assert b" edited " in after.partition(b"\n")[0]
     assert after.partition(b"\n")[2] == before.partition(b"\n")[2]
+
+
+def test_the_error_of_requantisation_is_told_at_every_start(home, model):
+    told = []
+    for _ in range(2):
+        notes = Notes()
+        with loaded(model, notes, quantization="q4"):
+            told.append(notes.lines)
+    assert "F32 weights became q4" in "".join(told[0])
+    assert told[0] == told[1]
+
+
+def test_weights_whose_report_is_gone_are_packed_again(home, model, notes):
+    with loaded(model, notes, quantization="q4"):
+        [report] = (home / "packed").glob("*-rounding.tmc")
+    report.unlink()
+    with loaded(model, notes, quantization="q4"):
+        assert report.exists()
+    assert len(set(notes.lines)) == len(notes.lines) / 2, "told twice"

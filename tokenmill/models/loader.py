@@ -3,6 +3,7 @@
 The slow parts (compiling, packing) are kept on disk, so that a second start only reads.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from tokenmill.models.sources import fetch
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
 
+_NOTHING = memoryview(b"")
 _KV_SHARE = 0.3
 """Part of the free memory that the KV pool takes if nobody says how much."""
 
@@ -115,7 +117,9 @@ def _packed_weights(
     key = cache_key("weights", *identity, code_fingerprint("models"), row=program.options.row)
     arena = Arena(packed.size_bytes)
     whole = arena.buffer(0, packed.size_bytes)
-    if store.read_into(key, lambda size: whole if size == len(whole) else memoryview(b"")):
+    report = _RoundingReport.read(store.get(f"{key}-rounding"))
+    if report and store.read_into(key, lambda size: whole if size == len(whole) else _NOTHING):
+        report.tell(progress)
         return arena
     report = _RoundingReport()
     for loaded in load_weights(checkpoint, shapes, options.quantization, progress):
@@ -123,6 +127,7 @@ def _packed_weights(
         report.add(loaded)
     report.tell(progress)
     store.put_stream(key, [whole])
+    store.put(f"{key}-rounding", report.to_bytes())
     return arena
 
 
@@ -131,6 +136,18 @@ class _RoundingReport:
     """The largest error of each kind of requantisation."""
 
     worst: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    @staticmethod
+    def read(data: bytes | None) -> "_RoundingReport | None":
+        """The report that `to_bytes` gave, kept by an earlier start; None for None."""
+        if data is None:
+            return None
+        rows = json.loads(data)
+        return _RoundingReport({(source, target): error for source, target, error in rows})
+
+    def to_bytes(self) -> bytes:
+        rows = [[source, target, error] for (source, target), error in self.worst.items()]
+        return json.dumps(rows).encode()
 
     def add(self, loaded: LoadedWeight) -> None:
         if loaded.relative_error > 0:
