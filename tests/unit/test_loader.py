@@ -1,5 +1,6 @@
 """From a model's name to a compiled model: what is allocated, kept, and said on the way."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,3 +117,19 @@ def test_weights_whose_report_is_gone_are_packed_again(home, model, notes):
     with loaded(model, notes, quantization="q4"):
         assert report.exists()
     assert len(set(notes.lines)) == len(notes.lines) / 2, "told twice"
+
+
+def test_caches_beyond_the_limit_lose_what_earlier_starts_left(home, model, notes, monkeypatch):
+    with loaded(model, notes):
+        before = entries(home, "tmc")
+    for path in (*(home / "packed").iterdir(), *(home / "objects").iterdir()):
+        os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    monkeypatch.setenv("TOKENMILL_CACHE_GB", "0")
+    with loaded(model, notes):
+        assert entries(home, "tmc") == before, "what this start uses stays"
+    monkeypatch.setattr("tokenmill.models.loader.code_fingerprint", lambda *_: "edited")
+    for path in (home / "packed").iterdir():
+        os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    with loaded(model, notes):
+        assert not entries(home, "tmc") & before
+    assert "old code and packed weights were deleted: 0 B may be kept" in notes.lines[-1]

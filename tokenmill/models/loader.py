@@ -4,6 +4,7 @@ The slow parts (compiling, packing) are kept on disk, so that a second start onl
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from tokenmill.fingerprint import code_fingerprint
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
+from tokenmill.models.eviction import SETTING, cache_limit_bytes, evict
 from tokenmill.models.home import format_bytes, objects_dir, packed_dir
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.registry import build_graph
@@ -72,6 +74,7 @@ def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
 def _compile(
     checkpoint: Checkpoint, tokenizer: Tokenizer, options: EngineConfig, progress: Progress
 ) -> CompiledModel:
+    started_ns, kept_bytes = time.time_ns(), cache_limit_bytes()
     graph = build_graph(checkpoint.config)
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
     formats = target_formats(checkpoint, shapes, options.quantization)
@@ -88,6 +91,7 @@ def _compile(
     program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
+    _make_room(kept_bytes, started_ns, progress)
     limits = _limits(checkpoint.config, tokenizer, program.program, options, progress)
     threads = _num_threads(options, progress)
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
@@ -129,6 +133,15 @@ def _packed_weights(
     store.put_stream(key, [whole])
     store.put(f"{key}-rounding", report.to_bytes())
     return arena
+
+
+def _make_room(limit_bytes: int, keep_since_ns: int, progress: Progress) -> None:
+    """Delete what earlier starts built and nobody has used for longest, beyond the limit."""
+    if freed_bytes := evict(limit_bytes, keep_since_ns):
+        progress.note(
+            f"{format_bytes(freed_bytes)} of old code and packed weights were deleted: "
+            f"{format_bytes(limit_bytes)} may be kept ({SETTING})"
+        )
 
 
 @dataclass

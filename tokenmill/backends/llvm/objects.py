@@ -99,8 +99,8 @@ class Payload:
 class ObjectCache:
     """Entries by key in one directory, which several processes may fill at once.
 
-    A directory that cannot be used costs one warning in the log and nothing else: `get` finds
-    nothing and `put` keeps nothing.
+    An entry's time of access is that of its last use. A directory that cannot be used costs one
+    warning in the log and nothing else: `get` finds nothing and `put` keeps nothing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -162,12 +162,15 @@ class ObjectCache:
 
     def _open(self, key: str) -> BinaryIO | None:
         try:
-            return self.path(key).open("rb")
+            file = self.path(key).open("rb")
         except FileNotFoundError:
             return None
         except OSError as error:
             self._warn("read", error)
             return None
+        with suppress(OSError):  # read-only, or another user's: it looks unused, and that is all
+            os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
+        return file
 
     def _write(self, key: str, algorithm: int, parts: Iterable[bytes | memoryview]) -> None:
         target = self.path(key)
