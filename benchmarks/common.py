@@ -161,8 +161,9 @@ class Figure:
         return reached >= self.target if self.is_relative else reached <= self.target  # seconds
 
     def row(self) -> list[str]:
-        ratios = self.ratios
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
+        ratios, spread = self.ratios, "-"
+        if ratios:
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
         relation = ">=" if self.is_relative else "<="
         target = "" if self.target is None else f"{relation} {self.target:g}"
         verdict = {None: "", True: "met", False: "missed"}[self.is_met]
@@ -171,7 +172,7 @@ class Figure:
             f"{self.name}, {self.unit}",
             str(self.ours),
             str(self.peer or "-"),
-            spread if ratios else "-",
+            spread,
             f"{target} {verdict}".strip(),
             f"{others:.0%}",
         ]

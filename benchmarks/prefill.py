@@ -53,6 +53,7 @@ def measure(llm: LLM, peer: Peer | None, activations: str, length: int, args: Na
     def ours() -> float:
         [output] = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=1))
         assert output.timings.first_token_s is not None
+        assert llm.engine.stats().prefix_cache_hits == 0, "part of the prompt came from a cache"
         return length / output.timings.first_token_s
 
     def theirs() -> float:

@@ -75,6 +75,7 @@ def measure(llm: LLM, peer: Peer | None, activations: str, args: Namespace) -> F
         outputs = llm.generate(prompts, params)
         wall_s = time.perf_counter() - started_s
         assert sum(output.num_output_tokens for output in outputs) == total
+        assert llm.engine.stats().prefix_cache_hits == 0, "parts of prompts came from a cache"
         return float(total / wall_s)
 
     def theirs() -> float:

@@ -7,6 +7,7 @@ from tokenmill.errors import UsageError
 QUANTIZATIONS = ("auto", "q4", "q8", "bf16", "f32")
 ACTIVATIONS = ("bf16", "int8", "f32")
 KV_CACHES = ("auto", "bf16", "f32", "int8")
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class EngineConfig:
         _check_choice("quantization", self.quantization, QUANTIZATIONS)
         _check_choice("activations", self.activations, ACTIVATIONS)
         _check_choice("kv_cache", self.kv_cache, KV_CACHES)
-        _check_count("threads", self.threads, least=1)
+        _check_count("threads", self.threads, least=1, most=MAX_THREADS)
         _check_count("max_model_len", self.max_model_len, least=2)
         _check_count("max_num_seqs", self.max_num_seqs, least=1)
         _check_count("max_num_batched_tokens", self.max_num_batched_tokens, least=1)
@@ -57,8 +58,10 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
 
 
-def _check_count(name: str, value: int | None, *, least: int) -> None:
+def _check_count(name: str, value: int | None, *, least: int, most: int | None = None) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name} is {value!r}, but must be a whole number of at least {least}")
+    if most is not None and value > most:
+        raise UsageError(f"{name} is {value}, but must be at most {most}")

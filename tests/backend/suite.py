@@ -1,6 +1,6 @@
 """The operation suite: whatever calls itself a compiled model is held against the reference.
 
-`run_suite(make_model)` runs it all; `CHECKS` are its parts by name. How far logits may be from
+`CHECKS` are its parts; `run_check` runs one on random cases. How far logits may be from
 the reference's is measured and not guessed: the reference runs again with noise of a few last bits
 on every result, and a backend may be a few times as far off as that. So the tolerance covers what
 a flipped rounding does, whatever the graph makes of it. Flips are rare, so the better rows must be
@@ -8,9 +8,10 @@ far closer than the worst: they tell a rounding that is missing. (Not in a long 
 flip in an early key or value reaches every later row.)
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from unittest.mock import patch
 
@@ -49,12 +50,6 @@ the sum of x out again, which costs four bits."""
 
 SLACK = 4.0
 SHORT = 24  # positions
-
-
-def run_suite(make_model: MakeModel, *, max_examples: int = 20) -> None:
-    """Every check on that many random cases each."""
-    for check in CHECKS:
-        run_check(check, make_model, max_examples=max_examples)
 
 
 def run_check(check: Check, make_model: MakeModel, *, max_examples: int) -> None:
@@ -176,20 +171,52 @@ def random_lengths(rng: Rng) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def reference(case: Case, limits: StepLimits) -> ReferenceModel:
-    return ReferenceModel(case.numeric, case.weights, limits=limits)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Expected:
+    """The reference's logits for some traffic, and the errors that noise makes of them."""
+
+    logits: list[F32Array]
+    disturbed: list[F32Array]
+
+
+_EXPECTED: dict[str, Expected] = {}
+"""By all that it depends on: every backend gets the same cases, and the reference is slow."""
+
+
+def expected_of(case: Case, limits: StepLimits, traffic: Traffic) -> Expected:
+    key = _digest(case, limits, traffic)
+    if key not in _EXPECTED:
+        _EXPECTED[key] = _expect(case, limits, traffic)
+    return _EXPECTED[key]
+
+
+def _digest(case: Case, limits: StepLimits, traffic: Traffic) -> str:
+    digest = hashlib.sha256(repr((case, limits, traffic.steps)).encode())
+    for name, weight in case.weights.items():
+        digest.update(f"{name} {weight.format}".encode() + weight.dequantize().tobytes())
+    for array in (*traffic.sequences, traffic.tables):
+        digest.update(f"{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _expect(case: Case, limits: StepLimits, traffic: Traffic) -> Expected:
+    def run() -> list[F32Array]:
+        return run_traffic(ReferenceModel(case.numeric, case.weights, limits=limits), traffic)
+
+    logits = run()
+    disturbed = []
+    for seed in range(3):
+        with noise(np.random.default_rng(seed), NOISE[case.activations]):
+            disturbed.append(row_errors(run(), logits))
+    return Expected(logits=logits, disturbed=disturbed)
 
 
 def assert_close(
     case: Case, limits: StepLimits, traffic: Traffic, found: Sequence[F32Array]
 ) -> None:
     """Logits of each sequence (or of its last positions) are as near as noise lets them be."""
-    expected = run_traffic(reference(case, limits), traffic)
-    errors = row_errors(found, expected)
-    disturbed = []
-    for seed in range(3):
-        with noise(np.random.default_rng(seed), NOISE[case.activations]):
-            disturbed.append(row_errors(run_traffic(reference(case, limits), traffic), expected))
+    expected = expected_of(case, limits, traffic)
+    errors, disturbed = row_errors(found, expected.logits), expected.disturbed
     kinds = (case.activations, case.cache)
     allowed = max(max(WORST_FLOORS[k] for k in kinds), SLACK * max(e.max() for e in disturbed))
     assert errors.max() <= allowed, f"error {errors.max():.1e}, noise explains {allowed:.1e}"

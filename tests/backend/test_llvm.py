@@ -1,7 +1,5 @@
 """The suite on the LLVM backend: on this machine's instruction set, and on the portable row."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.backend.graphs import Case
@@ -15,11 +13,15 @@ EXAMPLES = {None: 12, "portable": 3}
 """By instruction set (None: the best of this machine): how many random graphs it is tried on."""
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> ObjectCache:
+    """Code that all checks share: they get the same cases, and compiling is what takes long."""
+    return ObjectCache(tmp_path_factory.mktemp("objects"))
+
+
 @pytest.mark.parametrize("row", EXAMPLES)
 @pytest.mark.parametrize("check", [*CHECKS, check_same_bits], ids=lambda check: check.__name__)
-def test_llvm_passes_the_suite(check: Check, row: str | None, tmp_path: Path) -> None:
-    objects = ObjectCache(tmp_path)
-
+def test_llvm_passes_the_suite(check: Check, row: str | None, objects: ObjectCache) -> None:
     def make_model(case: Case, limits: StepLimits) -> LlvmModel:
         return make_llvm_model(
             case.graph,

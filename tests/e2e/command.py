@@ -1,5 +1,6 @@
 """The command line as a user starts it: a process of its own."""
 
+import ctypes
 import os
 import resource
 import subprocess
@@ -12,6 +13,8 @@ import tokenmill
 PROGRAM = (sys.executable, "-m", "tokenmill.cli")
 QUESTION = "What is the capital of Japan?"
 ANSWER = "The capital of Japan is Tokyo."
+
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE = 24, 1  # linux/prctl.h, linux/capability.h
 
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
@@ -26,13 +29,21 @@ def run_command(
     home: Path,
     settings: Mapping[str, str] | None = None,
     max_file_bytes: int | None = None,
+    obeys_modes: bool = False,
     stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run `tokenmill` to its end; `max_file_bytes` stands for a disk that is full."""
+    """Run `tokenmill` to its end; `max_file_bytes` stands for a disk that is full.
+
+    With `obeys_modes`, a folder that its mode makes read-only is so for root too.
+    """
 
     def limit() -> None:
         if max_file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+        if obeys_modes and os.geteuid() == 0:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, 0, 0, 0):
+                raise OSError(ctypes.get_errno(), "cannot give up CAP_DAC_OVERRIDE")
 
     return subprocess.run(
         [*PROGRAM, *arguments],
@@ -47,8 +58,12 @@ def run_command(
 
 def ask(model: Path, home: Path, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """`tokenmill run` with the one question whose answer the tests know."""
-    arguments = ("run", QUESTION, "--model", str(model), "--temperature", "0", *flags)
-    return run_command(*arguments, home=home, settings=settings)
+    return run_command(*ask_words(model), *flags, home=home, settings=settings)
+
+
+def ask_words(model: Path) -> tuple[str, ...]:
+    """The command line of `ask`."""
+    return ("run", QUESTION, "--model", str(model), "--temperature", "0")
 
 
 def assert_answered(done: subprocess.CompletedProcess[str]) -> None:

@@ -8,17 +8,22 @@ import pytest
 
 from tests.e2e.command import ask, assert_answered
 from tokenmill.errors import ModelNotFoundError
+from tokenmill.models.home import home_dir
 from tokenmill.models.sources import fetch, is_offline
 
+QWEN = "qwen2.5-coder-1.5b"
 QWEN_VARIABLE = "TOKENMILL_TEST_QWEN"
 """Names a GGUF file of a Qwen2.5 model, which is too large to fetch for a test."""
+
+USERS_HOME = home_dir()
+"""Where models are sought, whatever folder a test keeps its caches in."""
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The default model's file, kept where the user's own models are."""
     try:
-        return fetch("smollm2").path
+        return fetch("smollm2", home=USERS_HOME).path
     except ModelNotFoundError as error:
         if is_offline() or "cannot be reached" in str(error):
             pytest.skip(f"the default model is not on disk and cannot be fetched: {error}")
@@ -27,18 +32,42 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def qwen() -> Path:
-    if QWEN_VARIABLE not in os.environ:
-        pytest.skip(f"{QWEN_VARIABLE} names no Qwen2.5 file")
-    return Path(os.environ[QWEN_VARIABLE])
+    """The real Qwen2.5, where the user has it."""
+    if QWEN_VARIABLE in os.environ:
+        return Path(os.environ[QWEN_VARIABLE])
+    try:
+        return fetch(QWEN, home=USERS_HOME, offline=True).path
+    except ModelNotFoundError:
+        pytest.skip(f"{QWEN} is not on disk, and {QWEN_VARIABLE} names no Qwen2.5 file")
 
 
 @pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for what this process compiles and packs."""
-    home = tmp_path_factory.mktemp("caches")
+def small_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 of the real one's kind with random weights: biases, six queries to a key, wide heads.
+
+    Its output head is a matrix of its own, which the real small ones tie to the embedding.
+    """
+    from tests.e2e.random_models import Shape, hugging_face_model
+    from tests.unit.tiny_tokenizers import write_folder
+
+    folder = tmp_path_factory.mktemp("small_qwen")
+    sizes = {"kv_heads": 1, "group": 6, "head_dim": 128, "hidden": 192, "inner": 416}
+    shape = Shape(**sizes, vocab_size=300, is_tied=False)
+    hugging_face_model("qwen2", shape).save_pretrained(folder)
+    return write_folder(folder)
+
+
+@pytest.fixture(scope="session")
+def caches_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def caches(caches_folder: Path) -> Iterator[Path]:
+    """A folder for what this process compiles and packs; the tests of a session fill one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOKENMILL_HOME", str(home))
-        yield home
+        patch.setenv("TOKENMILL_HOME", str(caches_folder))
+        yield caches_folder
 
 
 @pytest.fixture(scope="session")

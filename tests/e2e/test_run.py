@@ -147,7 +147,7 @@ def test_chat_answers_each_line_knowing_those_before(smollm2, warm_home):
         (("--temperature", "-1"), "temperature is -1.0"),
         (("--threads", "0"), "threads is 0"),
         (("--max-tokens", "0"), "max_tokens is 0"),
-        (("--max-model-len", "99999"), "made for 8192 tokens"),
+        (("--max-model-len", "99999"), "made for 8192 tokens: give at most that"),
         (("--activations", "fp8"), "invalid choice: 'fp8'"),
     ],
 )

@@ -1,17 +1,16 @@
 """Small random models against transformers in float32: the same logits at every position."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tests.backend.llvm_models import make_llvm_model
 from tests.backend.traffic import Traffic, random_steps, run_traffic, shuffled_tables
+from tests.e2e.random_models import Shape, hugging_face_model
 from tokenmill.backends.base import CompiledModel, StepLimits
 from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.reference.model import ReferenceModel
@@ -36,21 +35,6 @@ CANONICAL = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The sizes of one model; `heads` are query heads for each key head."""
-
-    kv_heads: int
-    group: int
-    head_dim: int
-    hidden: int
-    inner: int
-    vocab_size: int = 257
-    layers: int = 2
-    is_tied: bool = True
-    theta: float = 10000.0
-
-
 SHAPES = {
     "1:1": Shape(kv_heads=3, group=1, head_dim=16, hidden=48, inner=100),
     "2:1, long theta": Shape(
@@ -67,36 +51,6 @@ SHAPES = {
     "4:1, head_dim 128": Shape(kv_heads=1, group=4, head_dim=128, hidden=36, inner=48, layers=1),
 }
 LENGTHS = (1, 2, 17, 64, 255, 600)
-
-
-def hugging_face_model(architecture: str, shape: Shape) -> torch.nn.Module:
-    """A transformers model with random weights, of a size at which every part matters."""
-    config_class, model_class = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    }[architecture]
-    config = config_class(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.kv_heads * shape.group,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=1024,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.theta},
-        tie_word_embeddings=shape.is_tied,
-    )
-    model = model_class(config).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5)
-            else:
-                parameter.normal_(float("norm" in name), 0.5)
-    return model
 
 
 def our_graph(architecture: str, shape: Shape) -> Graph:

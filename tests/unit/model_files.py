@@ -10,6 +10,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from safetensors.numpy import save_file
 
+from tests.unit import tiny_tokenizers
+
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INNER = 40, 64, 2, 4, 2, 16, 96
 
 HF_CONFIG: dict[str, object] = {
@@ -206,3 +208,12 @@ def gguf_bytes(
     )
     header = b"GGUF" + struct.pack("<IQQ", 3, *counts) + b"".join(metadata) + b"".join(tensors)
     return header + bytes(-len(header) % 32) + data
+
+
+def write_runnable_gguf(path: Path, changes: Mapping[str, object] | None = None) -> Path:
+    """A tiny llama with random weights and a byte-level tokenizer: it loads, and says nonsense."""
+    tokenizer = tiny_tokenizers.gguf_metadata()
+    vocab_size = len(tokenizer["tokenizer.ggml.tokens"])
+    weights = random_weights(is_tied=True)
+    weights["embed"] = random_floats(vocab_size, HIDDEN, seed=99)
+    return write_gguf(path, weights, changes=tokenizer | dict(changes or {}))

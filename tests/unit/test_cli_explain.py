@@ -9,6 +9,7 @@ from tests.unit.model_files import random_weights, write_gguf
 from tokenmill.cli.listing import Style, heart_of
 from tokenmill.cli.main import main
 from tokenmill.cli.subject import load_subject, named_values
+from tokenmill.ir.ops import OPS
 from tokenmill.models.provenance import trace_build
 from tokenmill.passes.pipeline import SPMD_PASSES, numeric_passes
 
@@ -90,6 +91,18 @@ def test_an_operation_stands_for_its_first_value(capsys):
     assert "layer.k.finish" in out
     assert "layer.v.finish" in out
     assert "\nlayer.q.finish\n" not in out
+
+
+def test_an_operation_that_a_pass_makes_is_shown_with_what_it_is_made_of(capsys):
+    out = explained(capsys, "--op", "round")
+    assert out.startswith("The life of rmsnorm in ")
+    assert "(round is made by the pass round_activations, here of `rmsnorm`" in out
+    assert re.search(r"\+ .*%rmsnorm\.bf16 = round\(%rmsnorm", part(out, 3))
+
+
+def test_every_operation_of_the_table_can_be_explained(capsys):
+    for op in OPS:
+        assert part(explained(capsys, "--op", op), 5).count("\n") > 8
 
 
 @pytest.mark.parametrize("isa", ROW_NAMES)

@@ -114,8 +114,22 @@ def test_models_table(capsys):
     code, out, _ = run(capsys, "models")
     lines = out.splitlines()
     assert code == 0
-    assert [line.split()[0] for line in lines] == ["NAME", *ALIASES]
+    *table, _, cache = lines
+    assert [line.split()[0] for line in table] == ["NAME", *ALIASES]
     assert "98.4 MB" in lines[1]
+    assert cache.startswith("Compiled code and packed weights: 0 B of at most 30.0 GB")
+
+
+def test_models_shows_what_the_caches_take(capsys, home, monkeypatch):
+    for name in ("objects", "packed"):
+        (home / name).mkdir(parents=True)
+        (home / name / "entry.tmc").write_bytes(bytes(1_500))
+    monkeypatch.setenv("TOKENMILL_CACHE_GB", "2.5")
+    assert "3.0 kB of at most 2.5 GB (TOKENMILL_CACHE_GB)" in run(capsys, "models")[1]
+    monkeypatch.setenv("TOKENMILL_CACHE_GB", "much")
+    code, _, err = run(capsys, "models")
+    assert code == 2
+    assert "TOKENMILL_CACHE_GB is 'much'" in err
 
 
 def test_models_json(capsys):

@@ -13,6 +13,7 @@ from tokenmill.errors import UsageError
         ("activations", "fp8"),
         ("kv_cache", "q4"),
         ("threads", 0),
+        ("threads", 1025),
         ("max_model_len", 1),
         ("max_num_seqs", 0),
         ("max_num_batched_tokens", True),

@@ -19,6 +19,7 @@ from tiny_tokenizers import (
 )
 from tokenizers import pre_tokenizers
 
+from tests.unit.notes import Notes
 from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
 from tokenmill.models.gguf_tokenizer import load_gguf_tokenizer
 from tokenmill.models.pretokenizers import PRE_TOKENIZERS
@@ -286,10 +287,14 @@ def test_a_damaged_cache_is_built_anew(
     assert path.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="TOKENMILL_HOME"):
-        load_gguf_tokenizer(gguf_metadata(), tmp_path / "file" / "tokenizer")
+    path, notes = tmp_path / "file" / "tokenizer", Notes()
+    built = load_gguf_tokenizer(gguf_metadata())
+    assert_same(load_gguf_tokenizer(gguf_metadata(), path, progress=notes), built)
+    [line] = notes.lines
+    assert "cannot write to" in line
+    assert "TOKENMILL_HOME" in line
 
 
 def test_names_of_pre_tokenizers_share_rows() -> None:

@@ -26,6 +26,19 @@ def test_a_folder_that_cannot_be_made_is_a_readable_error(tmp_path):
         home.make_dir(tmp_path / "file" / "models")
 
 
+def test_a_place_where_no_folder_can_be_is_a_readable_error():
+    with pytest.raises(UsageError, match=r"cannot write to /proc/nope/models .*TOKENMILL_HOME"):
+        home.make_dir(Path("/proc/nope/models"))
+
+
+def test_a_disk_that_fails_is_a_readable_error():
+    with (
+        pytest.raises(UsageError, match=r"cannot write to /x .*TOKENMILL_HOME"),
+        home.storage_errors(Path("/x")),
+    ):
+        raise OSError(errno.EIO, "Input/output error")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_a_capacity_error(number):
     with (

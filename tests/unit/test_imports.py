@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -31,6 +32,7 @@ LAYERS = (
     ("config",),
     ("svg",),
     ("errors",),
+    ("fingerprint",),
 )
 """Top first. Passes lie below backends, because a backend chooses and runs its own."""
 
@@ -122,7 +124,12 @@ def modules_after(code: str) -> set[str]:
     """What is imported when the code has run, in a Python of its own."""
     report = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd="/"
+        [sys.executable, "-c", report],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},  # not another one that is installed
     )
     return set(json.loads(done.stdout.splitlines()[-1]))
 

@@ -19,7 +19,8 @@ from tokenmill.errors import (
     TokenmillError,
     UnsupportedModelError,
 )
-from tokenmill.models.safetensors import INDEX_NAME, read_safetensors
+from tokenmill.models.safetensors import read_safetensors
+from tokenmill.models.sources.local import INDEX, choose_safetensors
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -80,9 +81,9 @@ def test_damaged_file_is_refused_in_one_line(content: bytes, tmp_path: Path) -> 
 
 
 def _reindex(folder: Path, change: dict[str, object]) -> Path:
-    index = json.loads((folder / INDEX_NAME).read_text())
+    index = json.loads((folder / INDEX).read_text())
     index["weight_map"] |= change
-    (folder / INDEX_NAME).write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index))
     return folder
 
 
@@ -111,8 +112,8 @@ def test_missing_shard_and_tensor_in_no_shard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', "[" * 100_000])
 def test_index_that_is_none(content: str, tmp_path: Path) -> None:
-    (tmp_path / INDEX_NAME).write_text(content)
-    with pytest.raises(ModelFileError, match=INDEX_NAME):
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(ModelFileError, match=INDEX):
         read_safetensors(tmp_path)
 
 
@@ -126,6 +127,25 @@ def test_folder_without_safetensors_says_what_it_has(tmp_path: Path) -> None:
         save_file({"a": random_floats(2)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ModelFileError, match=r"2 \.safetensors files but no"):
         read_safetensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("model", "extra"), ["model"]),
+        (("model", "model.fp16"), ["model"]),
+        (("model-fp16", "extra"), ["model-fp16"]),
+        (("weights",), ["weights"]),
+    ],
+)
+def test_what_is_fetched_is_what_is_read(
+    names: tuple[str, ...], chosen: list[str], tmp_path: Path
+) -> None:
+    files = [f"{name}.safetensors" for name in names]
+    for number, file in enumerate(files):
+        save_file({f"tensor{number}": random_floats(2)}, tmp_path / file)
+    assert choose_safetensors(files) == [f"{name}.safetensors" for name in chosen]
+    assert list(read_safetensors(tmp_path)) == ["tensor0"]
 
 
 _SOUND = _file({"a": _entry(), "b": _entry(data_offsets=[24, 48])}, bytes(48))

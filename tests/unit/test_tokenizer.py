@@ -6,9 +6,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import SPECIAL, base_tokens, qwen_like_backend, write_folder
+from tiny_tokenizers import (
+    CONTROL,
+    NORMAL,
+    SPECIAL,
+    UNUSED,
+    USER_DEFINED,
+    base_tokens,
+    gguf_metadata,
+    qwen_base_backend,
+    qwen_like_backend,
+    write_folder,
+)
+from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models
 
 from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
 from tokenmill.models.tokenizer import Tokenizer, load_tokenizer
@@ -152,12 +163,6 @@ def test_a_lone_surrogate_is_refused() -> None:
         TOKENIZER.encode("a\ud800")
 
 
-def test_serialised_form_reloads_the_same() -> None:
-    again = Tokenizer(Backend.from_str(TOKENIZER.to_json()))
-    assert again.vocab_size == TOKENIZER.vocab_size
-    assert again.encode("hello 12 é") == TOKENIZER.encode("hello 12 é")
-
-
 def test_a_decoder_that_we_do_not_have_is_named() -> None:
     backend = Backend(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     backend.decoder = decoders.WordPiece()
@@ -229,3 +234,52 @@ def test_a_damaged_tokenizer_json_never_escapes(
         load_tokenizer(folder)
     except (ModelFileError, UnsupportedModelError):
         return
+
+
+# Qwen2.5 has 151,643 entries of byte-level BPE, then 22 that are added; the first 14 are special.
+QWEN_ADDED = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+)
+QWEN_NUM_SPECIAL = 14
+
+
+def qwen_folder(folder: Path) -> Tokenizer:
+    backend = qwen_base_backend()
+    for number, token in enumerate(QWEN_ADDED):
+        is_special = number < QWEN_NUM_SPECIAL
+        backend.add_tokens([AddedToken(token, special=is_special, normalized=False)])
+    write_folder(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    return load_tokenizer(folder)
+
+
+def qwen_gguf() -> Tokenizer:
+    """As llama.cpp's converter writes it: padded to the rows of the embedding."""
+    size, num_padding = NUM_BASE + len(QWEN_ADDED), 271
+    control, defined = QWEN_NUM_SPECIAL, len(QWEN_ADDED) - QWEN_NUM_SPECIAL
+    padding = [f"[PAD{size + number}]" for number in range(num_padding)]
+    kinds = [NORMAL] * NUM_BASE + [CONTROL] * control + [USER_DEFINED] * defined
+    return load_tokenizer(
+        gguf_metadata(
+            "qwen2",
+            tokens=[*base_tokens(), *QWEN_ADDED, *padding],
+            token_type=kinds + [UNUSED] * num_padding,
+            bos_token_id=NUM_BASE,
+            eos_token_id=NUM_BASE + 2,
+        )
+    )
+
+
+def test_a_vocabulary_as_qwens_has_all_added_entries_and_no_padding(tmp_path: Path) -> None:
+    first, after = NUM_BASE, NUM_BASE + len(QWEN_ADDED)
+    for tokenizer in (qwen_folder(tmp_path), qwen_gguf()):
+        assert tokenizer.vocab_size == after
+        assert tokenizer.encode("".join(QWEN_ADDED)) == list(range(first, after))
+        assert tokenizer.special_ids == set(range(first, first + QWEN_NUM_SPECIAL))
+        assert tokenizer.decode(range(first, after)) == "".join(QWEN_ADDED[QWEN_NUM_SPECIAL:])
+        with pytest.raises(UsageError, match=f"token id {after} "):
+            tokenizer.decode([after])

@@ -65,6 +65,14 @@ def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
 
 def qwen_like_backend() -> Tokenizer:
     """Built as Qwen2.5's tokenizer.json is: NFC, its pattern, added tokens after the base."""
+    backend = qwen_base_backend()
+    backend.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    backend.add_tokens([AddedToken("<tool>", special=False, normalized=False)])
+    return backend
+
+
+def qwen_base_backend() -> Tokenizer:
+    """The same without the added tokens."""
     ids = {token: i for i, token in enumerate(base_tokens())}
     merges = [tuple(merge.split(" ")) for merge in MERGES]
     backend = Tokenizer(models.BPE(ids, merges))  # type: ignore[arg-type]
@@ -76,8 +84,6 @@ def qwen_like_backend() -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    backend.add_tokens([AddedToken("<tool>", special=False, normalized=False)])
     return backend
 
 

@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
 
+from tokenmill.backends.llvm.program import Numerics, passes_of
 from tokenmill.backends.llvm.target import ROWS, pick_row
 from tokenmill.cli.arguments import add_model_argument
 from tokenmill.cli.life import Life
@@ -43,9 +44,15 @@ def explain(
     if is_list or op is None:
         print("\n".join(_list_lines(subject, style)))
         return
-    value = find_value(subject, op)
+    cache = "f32" if activations == "f32" else "bf16"
+    passes = passes_of(subject.formats, Numerics(activations=activations, cache=cache))
     life = Life(
-        subject=subject, value=value, row=pick_row(isa), activations=activations, style=style
+        subject=subject,
+        value=find_value(subject, op, passes),
+        passes=passes,
+        row=pick_row(isa),
+        activations=activations,
+        style=style,
     )
     print("\n".join(life.parts(is_full=full)))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tokenmill.backends.llvm.explain import Listing, explain_phase
 from tokenmill.backends.llvm.lower import Options
-from tokenmill.backends.llvm.program import Numerics, passes_of
 from tokenmill.backends.llvm.target import Row
 from tokenmill.cli.listing import Style, heart_of, indented, wrapped
 from tokenmill.cli.subject import NamedValue, Subject, named_values
@@ -18,6 +17,7 @@ from tokenmill.ir.graph import Graph
 from tokenmill.ir.ops import OPS
 from tokenmill.models.provenance import SourceLine
 from tokenmill.passes.history import Stage, node_of, trace_value
+from tokenmill.passes.pipeline import NamedPass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +26,15 @@ class Life:
 
     subject: Subject
     value: NamedValue
+    passes: tuple[NamedPass, ...]
     row: Row
     activations: str
     style: Style
 
     def parts(self, *, is_full: bool) -> Iterator[str]:
         """The whole text, heading after heading."""
-        cache = "f32" if self.activations == "f32" else "bf16"
-        numerics = Numerics(activations=self.activations, cache=cache)
         name = self.value.node.result.name
-        stages, graph = trace_value(
-            self.subject.graph, passes_of(self.subject.formats, numerics), self.value.function, name
-        )
+        stages, graph = trace_value(self.subject.graph, self.passes, self.value.function, name)
         yield from self.title()
         yield from self.model_part()
         yield from self.built_part(stages[0])
@@ -53,8 +50,8 @@ class Life:
         what = f"`{self.value.name}`, a `{node.op}`" if self.value.name != node.op else node.op
         yield self.style.bold(f"The life of {what} in {self.subject.config.name}")
         yield f"{self.activations} activations, instruction set {self.row.name}"
-        if self.subject.note:
-            yield f"({self.subject.note})"
+        for note in filter(None, (self.subject.note, self.value.note)):
+            yield f"({note})"
         others = [v.name for v in named_values(self.subject.graph) if v.node.op == node.op]
         others = [name for name in dict.fromkeys(others) if name != self.value.name]
         if others:

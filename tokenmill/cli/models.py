@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tokenmill.models.eviction import SETTING, cache_limit_bytes, cache_size_bytes
 from tokenmill.models.home import format_bytes
 from tokenmill.models.sources.aliases import ALIASES
 from tokenmill.models.sources.shelf import list_receipts
@@ -32,7 +33,13 @@ def models(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows], default=str, indent=2))
     else:
-        print("\n".join(format_rows(rows)))
+        print("\n".join([*format_rows(rows), "", describe_cache()]))
+
+
+def describe_cache() -> str:
+    """How much of the disk is taken by what was built from models, and may be deleted."""
+    size, limit = format_bytes(cache_size_bytes()), format_bytes(cache_limit_bytes())
+    return f"Compiled code and packed weights: {size} of at most {limit} ({SETTING})."
 
 
 def list_models(home: Path | None = None) -> list[Row]:

@@ -1,6 +1,6 @@
 """What `tokenmill explain` speaks of: a model without its weights, and one of its values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.ir.graph import Graph, Node
@@ -10,6 +10,8 @@ from tokenmill.models.config import ModelConfig
 from tokenmill.models.provenance import Origins, trace_build
 from tokenmill.models.sources import LocalSource, fetch, parse_source
 from tokenmill.models.weights import target_formats
+from tokenmill.passes.history import Made, first_made
+from tokenmill.passes.pipeline import NamedPass
 
 _EXAMPLE = ModelConfig(
     architecture="llama",
@@ -43,10 +45,14 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedValue:
-    """A value of the graph as built, in one of its functions."""
+    """A value of the graph as built, in one of its functions.
+
+    `note` says why it is shown where something else was asked for.
+    """
 
     function: str
     node: Node
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -83,8 +89,11 @@ def named_values(graph: Graph) -> list[NamedValue]:
     ]
 
 
-def find_value(subject: Subject, name: str) -> NamedValue:
-    """By `function.value`, by value, or the first of an operation."""
+def find_value(subject: Subject, name: str, passes: tuple[NamedPass, ...]) -> NamedValue:
+    """By `function.value`, by value, or the first of an operation.
+
+    For an operation that `passes` make it is the value that the first of these reads.
+    """
     values = named_values(subject.graph)
     for spelling in (
         [v for v in values if f"{v.function}.{v.name}" == name],
@@ -93,5 +102,15 @@ def find_value(subject: Subject, name: str) -> NamedValue:
     ):
         if spelling:
             return spelling[0]
+    if name in OPS and (made := first_made(subject.graph, passes, name)):
+        return _source_of(made, values)
     known = ", ".join(dict.fromkeys([*(v.node.op for v in values), *(v.name for v in values)]))
     raise UsageError(f"{subject.config.name} has no operation {name!r}: choose one of {known}")
+
+
+def _source_of(made: Made, values: list[NamedValue]) -> NamedValue:
+    """The value as built that a node made by a pass reads first."""
+    place = (made.function, made.node.operands[0])
+    source = next(v for v in values if (v.function, v.node.result.name) == place)
+    note = f"{made.node.op} is made by the pass {made.by}, here of `{source.name}`, which is shown"
+    return replace(source, note=note)

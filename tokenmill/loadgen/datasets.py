@@ -13,7 +13,6 @@ from tokenmill.loadgen.vocabulary import Vocabulary
 from tokenmill.models.tokenizer import Tokenizer
 
 DATASETS = ("random", "sharegpt", "azure", "mooncake")
-TRACES = ("azure", "mooncake")
 DEFAULT_PROMPTS = 1000
 MOONCAKE_BLOCK = 512
 """Tokens that a hash id of the Mooncake traces stands for."""
@@ -63,10 +62,6 @@ class DatasetOptions:
                 f"--length-divisor is {self.length_divisor}, but must divide the "
                 f"{MOONCAKE_BLOCK} tokens of a Mooncake block"
             )
-
-    @property
-    def is_trace(self) -> bool:
-        return self.name in TRACES
 
 
 def load_dataset(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenmill.errors import ModelFileError, UnsupportedModelError
+from tokenmill.errors import CapacityError, ModelFileError, UnsupportedModelError, UsageError
 from tokenmill.models.gguf_backends import byte_level_backend, sentencepiece_backend
 from tokenmill.models.gguf_vocabulary import (
     KEYS,
@@ -18,6 +18,7 @@ from tokenmill.models.gguf_vocabulary import (
     read_vocabulary,
 )
 from tokenmill.models.pretokenizers import find_pre_tokenizer
+from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.tokenizer_cache import read_cached_backend, write_cached_backend
 
@@ -33,14 +34,19 @@ _END_TOKENS = (
 
 
 def load_gguf_tokenizer(
-    metadata: Metadata, cache_path: Path | None = None, *, digest: str | None = None
+    metadata: Metadata,
+    cache_path: Path | None = None,
+    *,
+    digest: str | None = None,
+    progress: Progress | None = None,
 ) -> Tokenizer:
     """The tokenizer of a GGUF file; `metadata` holds its `tokenizer.*` values.
 
     `cache_path` is a file where the built tokenizer is kept; it is used only while its checksum
     and that of the metadata hold, and is written anew otherwise. `digest` is a checksum of the
     metadata that the caller has at hand: with it, a cached tokenizer loads without reading the
-    vocabulary from `metadata`. Raises ModelFileError for malformed metadata,
+    vocabulary from `metadata`. A place that cannot be written costs a note to `progress` and the
+    speed of the next start. Raises ModelFileError for malformed metadata,
     UnsupportedModelError for a tokenizer model or pre-tokenizer that we do not have.
     """
     if cache_path is None:
@@ -49,7 +55,10 @@ def load_gguf_tokenizer(
     backend = read_cached_backend(cache_path, digest)
     if backend is None:
         backend = build_backend(metadata)
-        write_cached_backend(cache_path, digest, backend)
+        try:
+            write_cached_backend(cache_path, digest, backend)
+        except (CapacityError, UsageError) as error:
+            (progress or SilentProgress()).note(f"{error}; every start builds the tokenizer anew")
     return _with_roles(backend, metadata)
 
 

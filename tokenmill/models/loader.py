@@ -3,6 +3,8 @@
 The slow parts (compiling, packing) are kept on disk, so that a second start only reads.
 """
 
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,16 +19,19 @@ from tokenmill.backends.llvm.weights import PackedWeights
 from tokenmill.backends.llvm.workers import num_usable_threads
 from tokenmill.config import EngineConfig
 from tokenmill.errors import CapacityError, UsageError
+from tokenmill.fingerprint import code_fingerprint
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
-from tokenmill.models.home import format_bytes, make_dir, objects_dir, packed_dir
+from tokenmill.models.eviction import SETTING, cache_limit_bytes, evict
+from tokenmill.models.home import format_bytes, objects_dir, packed_dir
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.registry import build_graph
 from tokenmill.models.sources import fetch
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
 
+_NOTHING = memoryview(b"")
 _KV_SHARE = 0.3
 """Part of the free memory that the KV pool takes if nobody says how much."""
 
@@ -47,7 +52,7 @@ def load_model(options: EngineConfig, *, progress: Progress | None = None) -> Lo
     progress = progress or SilentProgress()
     local = fetch(options.model, progress=progress, offline=options.offline)
     checkpoint = open_checkpoint(local.path)
-    tokenizer = _load_tokenizer(checkpoint)
+    tokenizer = _load_tokenizer(checkpoint, progress)
     compiled = _compile(checkpoint, tokenizer, options, progress)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
@@ -55,20 +60,21 @@ def load_model(options: EngineConfig, *, progress: Progress | None = None) -> Lo
     )
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
     if checkpoint.tokenizer_metadata is None:
         from tokenmill.models.tokenizer import load_tokenizer
 
         return load_tokenizer(checkpoint.path)
     from tokenmill.models.gguf_tokenizer import load_gguf_tokenizer
 
-    cache = make_dir(packed_dir()) / f"{checkpoint.fingerprint()}.tokenizer.json"
-    return load_gguf_tokenizer(checkpoint.tokenizer_metadata, cache)
+    cache = packed_dir() / f"{checkpoint.fingerprint()}.tokenizer.json"
+    return load_gguf_tokenizer(checkpoint.tokenizer_metadata, cache, progress=progress)
 
 
 def _compile(
     checkpoint: Checkpoint, tokenizer: Tokenizer, options: EngineConfig, progress: Progress
 ) -> CompiledModel:
+    started_ns, kept_bytes = time.time_ns(), cache_limit_bytes()
     graph = build_graph(checkpoint.config)
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
     formats = target_formats(checkpoint, shapes, options.quantization)
@@ -85,9 +91,20 @@ def _compile(
     program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
-    limits = _limits(checkpoint.config, tokenizer, program.program, options)
-    threads = options.threads or num_usable_threads()
+    _make_room(kept_bytes, started_ns, progress)
+    limits = _limits(checkpoint.config, tokenizer, program.program, options, progress)
+    threads = _num_threads(options, progress)
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
+
+
+def _num_threads(options: EngineConfig, progress: Progress) -> int:
+    usable = num_usable_threads()
+    if options.threads is not None and options.threads > usable:
+        progress.note(
+            f"{options.threads} threads share {usable} processors, which makes each step slower: "
+            f"threads of at most {usable} would not"
+        )
+    return options.threads or usable
 
 
 def _packed_weights(
@@ -101,10 +118,12 @@ def _packed_weights(
     """The weights as the program wants them: from an earlier start, or packed now."""
     store = ObjectCache(packed_dir())
     identity = (checkpoint.fingerprint(), options.quantization, packed.layout())
-    key = cache_key("weights", *identity, row=program.options.row)
+    key = cache_key("weights", *identity, code_fingerprint("models"), row=program.options.row)
     arena = Arena(packed.size_bytes)
     whole = arena.buffer(0, packed.size_bytes)
-    if store.read_into(key, lambda size: whole if size == len(whole) else memoryview(b"")):
+    report = _RoundingReport.read(store.get(f"{key}-rounding"))
+    if report and store.read_into(key, lambda size: whole if size == len(whole) else _NOTHING):
+        report.tell(progress)
         return arena
     report = _RoundingReport()
     for loaded in load_weights(checkpoint, shapes, options.quantization, progress):
@@ -112,7 +131,17 @@ def _packed_weights(
         report.add(loaded)
     report.tell(progress)
     store.put_stream(key, [whole])
+    store.put(f"{key}-rounding", report.to_bytes())
     return arena
+
+
+def _make_room(limit_bytes: int, keep_since_ns: int, progress: Progress) -> None:
+    """Delete what earlier starts built and nobody has used for longest, beyond the limit."""
+    if freed_bytes := evict(limit_bytes, keep_since_ns):
+        progress.note(
+            f"{format_bytes(freed_bytes)} of old code and packed weights were deleted: "
+            f"{format_bytes(limit_bytes)} may be kept ({SETTING})"
+        )
 
 
 @dataclass
@@ -120,6 +149,18 @@ class _RoundingReport:
     """The largest error of each kind of requantisation."""
 
     worst: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    @staticmethod
+    def read(data: bytes | None) -> "_RoundingReport | None":
+        """The report that `to_bytes` gave, kept by an earlier start; None for None."""
+        if data is None:
+            return None
+        rows = json.loads(data)
+        return _RoundingReport({(source, target): error for source, target, error in rows})
+
+    def to_bytes(self) -> bytes:
+        rows = [[source, target, error] for (source, target), error in self.worst.items()]
+        return json.dumps(rows).encode()
 
     def add(self, loaded: LoadedWeight) -> None:
         if loaded.relative_error > 0:
@@ -132,13 +173,18 @@ class _RoundingReport:
 
 
 def _limits(
-    config: ModelConfig, tokenizer: Tokenizer, program: Program, options: EngineConfig
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    program: Program,
+    options: EngineConfig,
+    progress: Progress,
 ) -> StepLimits:
     """How large a step may be, and how many blocks of KV cache there is room for."""
     length = options.max_model_len or config.context_length
     if length > config.context_length:
         raise UsageError(
-            f"max_model_len is {length}, but the model was made for {config.context_length} tokens"
+            f"max_model_len is {length}, but the model was made for {config.context_length} "
+            "tokens: give at most that, or leave it out"
         )
     per_sequence = -(-length // BLOCK_SIZE)
     wanted = per_sequence * options.max_num_seqs
@@ -151,12 +197,17 @@ def _limits(
             f"{format_bytes(room)} are there for it: raise kv_cache_memory_bytes, or choose a "
             "smaller model"
         )
+    if blocks < per_sequence:
+        progress.note(
+            f"the KV cache has room for {blocks * BLOCK_SIZE} of {length} tokens: a longer "
+            "sequence is refused; kv_cache_memory_bytes gives it more"
+        )
     return StepLimits(
         tokens=options.max_num_batched_tokens,
         sequences=options.max_num_seqs,
         rows=options.max_num_seqs,
         blocks=blocks,
-        blocks_per_sequence=per_sequence,
+        blocks_per_sequence=min(per_sequence, blocks),
         slots=options.max_num_seqs,
         vocab_size=min(config.vocab_size, tokenizer.vocab_size),
     )

@@ -12,9 +12,8 @@ import numpy as np
 
 from tokenmill.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from tokenmill.models.mapped import MappedTensor, TensorInfo, map_file
+from tokenmill.models.sources.local import INDEX, choose_safetensors
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 _SHARD_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 
 
@@ -23,7 +22,7 @@ def read_safetensors(folder: Path) -> dict[str, MappedTensor]:
 
     Raises ModelFileError for files that are damaged, missing or not what the index says.
     """
-    index = folder / INDEX_NAME
+    index = folder / INDEX
     if not index.is_file():
         return _read_file(_single_file(folder))
     weight_map = _read_weight_map(index)
@@ -31,26 +30,25 @@ def read_safetensors(folder: Path) -> dict[str, MappedTensor]:
     tensors: dict[str, MappedTensor] = {}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
-            raise ModelFileError(f"{folder / shard}: lacks {name!r}, which {INDEX_NAME} puts there")
+            raise ModelFileError(f"{folder / shard}: lacks {name!r}, which {INDEX} puts there")
         tensors[name] = shards[shard][name]
     return tensors
 
 
 def safetensors_paths(folder: Path) -> list[Path]:
     """The files that hold the folder's weights, the index included."""
-    index = folder / INDEX_NAME
+    index = folder / INDEX
     if not index.is_file():
         return [_single_file(folder)]
     return [index, *(folder / name for name in sorted(set(_read_weight_map(index).values())))]
 
 
 def _single_file(folder: Path) -> Path:
-    single = folder / SINGLE_NAME
-    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    files = choose_safetensors(sorted(path.name for path in folder.glob("*.safetensors")))
     if len(files) == 1:
-        return files[0]
+        return folder / files[0]
     if files:
-        raise ModelFileError(f"{folder}: has {len(files)} .safetensors files but no {INDEX_NAME}")
+        raise ModelFileError(f"{folder}: has {len(files)} .safetensors files but no {INDEX}")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise UnsupportedModelError(
             f"{folder}: has pickled weights only, which may run code when they are read; "

@@ -103,10 +103,6 @@ class Tokenizer:
         """The id of a token as the vocabulary spells it, or None."""
         return self._backend.token_to_id(token)
 
-    def to_json(self) -> str:
-        """The `tokenizer.json` of this tokenizer."""
-        return self._backend.to_str()
-
     def _read_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size:
             raise UsageError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill import __version__
+from tokenmill.fingerprint import code_fingerprint
 from tokenmill.models.home import make_dir, write_atomically
 
 if TYPE_CHECKING:
@@ -42,4 +43,5 @@ def _header(digest: str, body: bytes) -> bytes:
     from tokenizers import __version__ as library_version
 
     checksum = hashlib.sha256(body).hexdigest()
-    return f"tokenmill {__version__} tokenizers {library_version} {digest} {checksum}".encode()
+    versions = f"tokenmill {__version__} {code_fingerprint('models')} tokenizers {library_version}"
+    return f"{versions} {digest} {checksum}".encode()

@@ -30,6 +30,15 @@ class Stage:
         return (self.core, self.operands) != (other.core, other.operands)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A node, the function it stands in, and the name of the pass that made it."""
+
+    by: str
+    function: str
+    node: Node
+
+
 def trace_value(
     graph: Graph, passes: tuple[NamedPass, ...], function: str, value: str
 ) -> tuple[list[Stage], Graph]:
@@ -44,6 +53,24 @@ def trace_value(
             stages.append(stage)
 
     return stages, run_passes(graph, passes, look)
+
+
+def first_made(graph: Graph, passes: tuple[NamedPass, ...], op: str) -> Made | None:
+    """Where an operation that only passes make comes up first; None if none of them makes it."""
+    found: list[Made] = []
+
+    def look(name: str, graph: Graph) -> None:
+        if not found:
+            found.extend(
+                Made(by=name, function=function.name, node=leaf)
+                for function in (*graph.functions[1:], graph.main)
+                for node in function.nodes
+                for leaf in node.leaves
+                if leaf.op == op
+            )
+
+    run_passes(graph, passes, look)
+    return found[0] if found else None
 
 
 def summary_of(run: Pass) -> str:

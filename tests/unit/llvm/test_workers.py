@@ -13,6 +13,7 @@ from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.llvm.target import pick_row
 from tokenmill.backends.llvm.waits import WaitConfig
 from tokenmill.backends.llvm.workers import Workers, barrier_ir
+from tokenmill.errors import CapacityError
 
 # Context: control, phases, errors, a word to wait for, then a place of 64 bytes per thread.
 # `phases`: each thread dawdles for a random time, writes the phase's number, passes the
@@ -302,3 +303,17 @@ def test_without_a_futex_waits_take_naps(monkeypatch):
         workers.wait()
         assert context.words[2] == 0
         assert context.marks == [50] * 3
+
+
+def test_a_thread_that_the_system_refuses_is_a_readable_error(monkeypatch):
+    start, alive = threading.Thread.start, threading.active_count()
+
+    def start_two(thread: threading.Thread) -> None:
+        if thread.name.endswith("worker-2"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(CapacityError, match=r"start 2 of 5 threads: choose fewer"):
+        Workers(5, pick_row())
+    assert threading.active_count() == alive

@@ -5,7 +5,7 @@ Compiling and loading are apart, so that a second start loads the object and com
 
 import ctypes
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import count
 from typing import Any
@@ -42,19 +42,6 @@ def compile_object(ir_text: str, row: Row, *, opt_level: int = 1) -> bytes:
     """
     machine = make_target_machine(row)
     return _emit_object(_optimized(ir_text, machine, opt_level), machine)
-
-
-def compile_objects(
-    ir_texts: Sequence[str], row: Row, *, num_threads: int, opt_level: int = 1
-) -> list[bytes]:
-    """`compile_object` of each, `num_threads` at a time, longest text first."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    order = sorted(range(len(ir_texts)), key=lambda i: -len(ir_texts[i]))
-    with ThreadPoolExecutor(num_threads) as pool:
-        made = pool.map(lambda i: compile_object(ir_texts[i], row, opt_level=opt_level), order)
-        by_index = dict(zip(order, made, strict=True))
-    return [by_index[i] for i in range(len(ir_texts))]
 
 
 def optimized_ir(ir_text: str, row: Row, function: str | None = None, *, opt_level: int = 1) -> str:

@@ -18,12 +18,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-import tokenmill
+from tokenmill import __version__
 from tokenmill.backends.llvm.target import Row, host_cpu, host_triple
+from tokenmill.fingerprint import code_fingerprint
 
 HEADER_SIZE = 4096  # a page, so that a payload can be mapped
 CHUNK_SIZE = 1 << 20
@@ -35,6 +35,9 @@ _SHA256, _CRC32 = 1, 2
 _DIGEST_SIZES = {_SHA256: 32, _CRC32: 4}
 _FIELDS = struct.Struct("<8sIIQ128s32s")  # magic, version, algorithm, length, key, table digest
 
+_CODE = ("backends/llvm", "ir", "passes")
+"""Folders of the source that decides what an entry holds, given the parts of its key."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,20 +47,9 @@ def cache_key(*parts: str | bytes | int, row: Row) -> str:
 
     host = (row.name, row.cpu, row.features, host_cpu(), host_triple(), llvmlite_version)
     digest = hashlib.sha256()
-    for part in (*parts, *host, tokenmill.__version__, code_fingerprint()):
+    for part in (*parts, *host, __version__, code_fingerprint(*_CODE)):
         raw = part if isinstance(part, bytes) else str(part).encode()
         digest.update(f"{type(part).__name__} {len(raw)} ".encode() + raw)
-    return digest.hexdigest()
-
-
-@cache
-def code_fingerprint() -> str:
-    """Hash of the source that decides what an entry holds, so that no edit leaves it valid."""
-    package = Path(tokenmill.__file__).parent
-    digest = hashlib.sha256()
-    for folder in ("backends/llvm", "ir", "passes"):
-        for path in sorted((package / folder).glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -107,8 +99,8 @@ class Payload:
 class ObjectCache:
     """Entries by key in one directory, which several processes may fill at once.
 
-    A directory that cannot be used costs one warning in the log and nothing else: `get` finds
-    nothing and `put` keeps nothing.
+    An entry's time of access is that of its last use. A directory that cannot be used costs one
+    warning in the log and nothing else: `get` finds nothing and `put` keeps nothing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -170,12 +162,15 @@ class ObjectCache:
 
     def _open(self, key: str) -> BinaryIO | None:
         try:
-            return self.path(key).open("rb")
+            file = self.path(key).open("rb")
         except FileNotFoundError:
             return None
         except OSError as error:
             self._warn("read", error)
             return None
+        with suppress(OSError):  # read-only, or another user's: it looks unused, and that is all
+            os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
+        return file
 
     def _write(self, key: str, algorithm: int, parts: Iterable[bytes | memoryview]) -> None:
         target = self.path(key)

@@ -17,6 +17,8 @@ from tokenmill.ir.order import GROUP, LANES, padded_head
 _ALIGN = 64
 _SLICE_ROWS = 4096
 """Rows packed at a time, which bounds the memory that packing takes."""
+_SLICE_POSITIONS = 1 << 16
+"""Positions whose angles are computed at a time, for the same reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,10 @@ def _pack(arena: Arena, offset: int, slot: Slot, weight: Weight) -> None:
 
 def angle_table(head_dim: int, theta: float, positions: int) -> npt.NDArray[np.float32]:
     """Cosines, then sines of each position, each filled up to half a stored head."""
-    angles = rope_angles(np.arange(positions), head_dim, theta)
     table = np.zeros((positions, 2, padded_head(head_dim) // 2), np.float32)
-    table[:, 0, : angles.shape[1]] = np.cos(angles)
-    table[:, 1, : angles.shape[1]] = np.sin(angles)
+    for start in range(0, positions, _SLICE_POSITIONS):
+        part = table[start : start + _SLICE_POSITIONS]
+        angles = rope_angles(np.arange(start, start + len(part)), head_dim, theta)
+        part[:, 0, : angles.shape[1]] = np.cos(angles)
+        part[:, 1, : angles.shape[1]] = np.sin(angles)
     return table

@@ -23,6 +23,7 @@ from tokenmill.backends.llvm.waits import (
     wait_fields,
     waits_ir,
 )
+from tokenmill.errors import CapacityError
 
 # The control block; offset 0 belongs to waits.py. A word is i32 value, i32 sleepers.
 STEP = 128  # word: number of the last step posted
@@ -64,7 +65,7 @@ class Workers:
     """`num_threads` native workers that run one posted program at a time.
 
     They end with `close`, or when this is collected, or with the interpreter. A forked child
-    has no workers and must make its own.
+    has no workers and must make its own. Raises CapacityError if the system refuses a thread.
     """
 
     def __init__(
@@ -144,8 +145,16 @@ class _Crew:
             )
             for thread in range(num_threads)
         ]
-        for thread in self.threads:
-            thread.start()
+        for started, thread in enumerate(self.threads):
+            try:
+                thread.start()
+            except RuntimeError as error:  # what Python raises when the system refuses
+                del self.threads[started:]
+                self.end()
+                raise CapacityError(
+                    f"the system lets this process start {started} of {num_threads} threads: "
+                    "choose fewer, or raise its limit of tasks"
+                ) from error
 
     def end(self) -> None:
         if self.process_id != os.getpid():

@@ -51,24 +51,32 @@ def fetch(
     if isinstance(source, LocalSource):
         return open_local(source.path, source.name)
     shelf = make_shelf(source, home)
-    offline = offline or is_offline()
-    refresh = refresh and isinstance(source, HubSource) and not offline
+    switches = [*(["--offline"] if offline else []), *_offline_settings()]
+    refresh = refresh and isinstance(source, HubSource) and not switches
     if not refresh:
         found = find_model(shelf, source, progress)
         if isinstance(found, LocalModel):
             return found
-        if offline:
-            return _find_elsewhere(source, found)
+        if switches:
+            return _find_elsewhere(source, found, switches)
     return _fetch_locked(source, shelf, progress, refresh)
 
 
 def is_offline() -> bool:
     """Whether the environment forbids the network."""
-    values = (os.environ.get(setting, "").strip().lower() for setting in OFFLINE_SETTINGS)
-    return any(value in ("1", "true", "yes", "on") for value in values)
+    return bool(_offline_settings())
 
 
-def _find_elsewhere(source: HubSource | PackageSource, reason: str) -> LocalModel:
+def _offline_settings() -> list[str]:
+    values = {setting: os.environ.get(setting, "") for setting in OFFLINE_SETTINGS}
+    is_set = ("1", "true", "yes", "on")
+    return [f"{key}={text}" for key, text in values.items() if text.strip().lower() in is_set]
+
+
+def _find_elsewhere(
+    source: HubSource | PackageSource, reason: str, switches: list[str]
+) -> LocalModel:
+    """The model in the Hub library's cache; the error names what turned the network off."""
     if isinstance(source, HubSource):
         from tokenmill.models.sources.hub import find_cached
 
@@ -76,8 +84,8 @@ def _find_elsewhere(source: HubSource | PackageSource, reason: str) -> LocalMode
             return model
         reason += " nor complete in the Hub library's cache"
     raise ModelNotFoundError(
-        f"{source.name} is not on disk ({reason}) and the network is off: fetch it with a network "
-        f"(`tokenmill pull {source.name}`, {' and '.join(OFFLINE_SETTINGS)} unset), or give a "
+        f"{source.name} is not on disk ({reason}) and the network is off "
+        f"({' and '.join(switches)}): `tokenmill pull {source.name}` without that, or give a "
         "folder or a .gguf file"
     )
 

