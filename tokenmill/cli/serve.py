@@ -52,14 +52,15 @@ def _add_server_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="file with a key a line; the variable TOKENMILL_API_KEY holds keys, too",
     )
-    group.add_argument(
-        "--max-body-bytes",
-        type=int,
-        metavar="N",
-        default=16 * 2**20,
-        help="largest body of a request (default: %(default)s)",
-    )
+    for name, most, text in (
+        ("--max-body-bytes", 16 * 2**20, "largest body of a request"),
+        ("--max-connections", 2048, "connections at a time"),
+    ):
+        group.add_argument(
+            name, type=int, metavar="N", default=most, help=f"{text} (default: %(default)s)"
+        )
     for flag, default, text in (
+        ("--body-timeout", 60.0, "time in which a request's body must arrive"),
         ("--drain-timeout", 30.0, "time for running requests after SIGTERM"),
         ("--stall-timeout", 4.0, "time without a step, though there is work, until /health fails"),
     ):
@@ -116,6 +117,8 @@ def serve(
     allowed_origins: list[str],
     api_key_file: Path | None,
     max_body_bytes: int,
+    max_connections: int,
+    body_timeout: float,
     drain_timeout: float,
     stall_timeout: float,
     **values: object,
@@ -133,6 +136,8 @@ def serve(
         api_keys=gather_keys(api_keys, api_key_file),
         allowed_origins=tuple(allowed_origins),
         max_body_bytes=max_body_bytes,
+        max_connections=max_connections,
+        body_timeout_s=body_timeout,
         drain_timeout_s=drain_timeout,
         stall_timeout_s=stall_timeout,
     )

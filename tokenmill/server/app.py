@@ -66,6 +66,7 @@ def make_app(service: Service) -> ASGIApp:
         api_keys=service.config.api_keys,
         open_paths=frozenset(page.static_paths()),
         max_body_bytes=service.config.max_body_bytes,
+        body_timeout_s=service.config.body_timeout_s,
     )
     if service.config.allowed_origins:
         guarded = CORSMiddleware(

@@ -47,7 +47,8 @@ def test_bodies_are_bounded_with_and_without_a_length() -> None:
             yield b'"}'
 
         headers = {"Content-Type": "application/json"}
-        made.refuse(made.client.post("/v1/completions", content=chunks(), headers=headers), 413)
+        for content in (chunks(), iter([b'{"prompt": "' + b"a" * 2000 + b'"}'])):
+            made.refuse(made.client.post("/v1/completions", content=content, headers=headers), 413)
         assert made.complete(max_tokens=1).status_code == 200
 
 
@@ -67,13 +68,88 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         made.wait_until_idle()
 
 
+def connect(made: Running, body: bytes = b"", length: int | None = None) -> socket.socket:
+    """A connection over which a request has begun, with so much of its body."""
+    num_bytes = len(body) if length is None else length
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {num_bytes}\r\n"
+    connection = socket.create_connection(("127.0.0.1", made.client.base_url.port), timeout=20)
+    connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
 def hang_up(made: Running, ask) -> None:
     """Ask, and leave before the answer is complete."""
-    body = json.dumps(ask).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
-    with socket.create_connection(("127.0.0.1", made.client.base_url.port)) as connection:
-        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+    with connect(made, json.dumps(ask).encode()):
         wait_for(lambda: made.service.llm.engine.stats().num_running == ask["n"])
+
+
+def test_half_a_request_is_not_waited_for() -> None:
+    with running_server(body_timeout_s=0.2, head_timeout_s=0.2) as made:
+        with connect(made, b'{"prompt"', 100) as connection:
+            answer = read_all(connection)
+        assert b" 408 " in answer.splitlines()[0]
+        assert b'"code": "body_too_slow"' in answer
+        for start in (b"", b"GET / HTTP/1.1\r\nHost", b"\r\n"):
+            with socket.create_connection(("127.0.0.1", made.client.base_url.port), 20) as silent:
+                silent.sendall(start)
+                assert silent.recv(100) == b""
+        assert made.complete(max_tokens=1).status_code == 200
+
+
+def test_a_large_body_that_stops_is_answered() -> None:
+    limits = {"max_body_bytes": 1000, "body_timeout_s": 0.2}
+    with running_server(**limits) as made, connect(made, b"a" * 10, 2000) as connection:
+        assert b" 413 " in read_all(connection).splitlines()[0]
+
+
+def test_connections_are_counted() -> None:
+    with running_server(max_connections=2) as made:
+        assert made.client.get("/live").status_code == 200
+        with connect(made, b"{", 9), connect(made) as third:
+            answer = read_all(third)
+        assert b" 503 " in answer.splitlines()[0]
+        assert b"too_many_connections" in answer
+        wait_for(lambda: len(made.server.server_state.connections) == 1)
+        assert made.client.get("/live").status_code == 200
+
+
+def test_a_client_that_reads_nothing_is_left() -> None:
+    with running_server(write_timeout_s=0.2) as made:
+        stats = made.service.llm.engine.stats
+        ask = {"prompt": "hello", **LONG, "stream": True, "n": 100, "logprobs": 20}
+        with connect(made, json.dumps(ask).encode()) as connection:
+            wait_for(lambda: stats().num_running > 0)
+            wait_for(lambda: not made.server.server_state.connections)
+            assert b"[DONE]" not in read_all(connection)
+        made.wait_until_idle()
+
+
+def test_draining_does_not_wait_for_half_a_request(caplog) -> None:
+    with running_server() as made:
+        with connect(made, b'{"prompt"', 100) as connection:
+            wait_for(lambda: len(made.server.server_state.tasks) == 1)
+            made.tell()
+            answer = read_all(connection)
+            assert b" 503 " in answer.splitlines()[0]
+            assert b'"code": "draining"' in answer
+        wait_for(lambda: made.server.should_exit)
+        assert made.server.is_drained
+    assert not [record for record in caplog.records if record.name == "uvicorn.error"]
+
+
+def test_draining_leaves_whom_it_cannot_tell(caplog) -> None:
+    with running_server(drain_timeout_s=0.8, step_s=0.001) as made:
+        ask = {"prompt": "hello", **LONG, "stream": True, "n": 100, "logprobs": 20}
+        with connect(made, json.dumps(ask).encode()):
+            wait_for(lambda: any(c.flow.write_paused for c in made.server.server_state.connections))
+            made.tell()
+            wait_for(lambda: made.server.should_exit)
+            assert not made.server.is_drained
+    assert not [record for record in caplog.records if record.name == "uvicorn.error"]
 
 
 @pytest.mark.parametrize("is_streaming", [True, False])
