@@ -226,6 +226,13 @@ def test_threads_share_a_template() -> None:
     assert set(texts) == {ChatTemplate(CHATML).render(TALK)}
 
 
+def test_no_rendering_waits_for_another() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    with template._template("default") as busy:
+        assert template.render(USER) == "hi"
+        assert busy.render(messages=USER) == "hi"
+
+
 def test_an_error_of_the_template_is_readable() -> None:
     with pytest.raises(UsageError, match="cannot render these messages: TypeError"):
         ChatTemplate("{{ 'x' + 1 }}").render(USER)

@@ -1,7 +1,7 @@
 """Chat messages to the text that a model was trained to continue."""
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import ModelFileError, UsageError
@@ -20,8 +20,8 @@ Message = Mapping[str, Any]
 class ChatTemplate:
     """The chat template of one model, or several by name ("default", "tool_use").
 
-    `named_tokens` are texts that the templates may use by name, such as `bos_token`. May be
-    used from several threads.
+    `named_tokens` are texts that the templates may use by name, such as `bos_token`. Several
+    threads may use it at once, and none waits for another.
     """
 
     def __init__(
@@ -29,9 +29,8 @@ class ChatTemplate:
     ) -> None:
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._named_tokens = dict(named_tokens or {})
-        self._compiled: dict[str, Template] = {}
-        self._environment: ChatEnvironment | None = None
-        self._lock = threading.Lock()
+        # An environment's allowance is for one rendering at a time; there are as many as it takes.
+        self._idle: list[tuple[ChatEnvironment, dict[str, Template]]] = []
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
@@ -70,8 +69,7 @@ class ChatTemplate:
             raise UsageError(
                 f"the model has no default chat template, only {', '.join(self._sources)}"
             )
-        with self._lock:  # the allowance of the environment is for one rendering at a time
-            return self._run(name, values)
+        return self._run(name, values)
 
     def _run(self, name: str, values: Mapping[str, Any]) -> str:
         from jinja2 import TemplateSyntaxError, UndefinedError
@@ -80,7 +78,8 @@ class ChatTemplate:
         from tokenmill.models.template_sandbox import TemplateLimitError, TemplateRefusedError
 
         try:
-            return self._template(name).render(values)
+            with self._template(name) as template:
+                return template.render(values)
         except TemplateRefusedError as error:
             raise UsageError(f"the chat template refuses the messages: {error}") from error
         except TemplateSyntaxError as error:
@@ -96,15 +95,19 @@ class ChatTemplate:
                 f"the chat template cannot render these messages: {type(error).__name__}: {error}"
             ) from error
 
-    def _template(self, name: str) -> "Template":
+    @contextmanager
+    def _template(self, name: str) -> "Iterator[Template]":
+        """A template in an environment that nobody else uses meanwhile."""
         from tokenmill.models.template_sandbox import ChatEnvironment
 
-        if self._environment is None:
-            self._environment = ChatEnvironment()
-        self._environment.begin()
-        if name not in self._compiled:
-            self._compiled[name] = self._environment.from_string(self._sources[name])
-        return self._compiled[name]
+        environment, compiled = self._idle.pop() if self._idle else (ChatEnvironment(), {})
+        try:
+            environment.begin()
+            if name not in compiled:
+                compiled[name] = environment.from_string(self._sources[name])
+            yield compiled[name]
+        finally:
+            self._idle.append((environment, compiled))
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def _model_routes(service: Service) -> APIRouter:
     @router.post("/detokenize", responses=answers(Detokenized))
     async def detokenize_ids(body: Annotated[DetokenizeBody, Body()]) -> JSONResponse:
         """The text of token ids."""
-        return JSONResponse(detokenize(service, body))
+        return JSONResponse(await detokenize(service, body))
 
     return router
 

@@ -14,7 +14,7 @@ from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.server.answering import answer
 from tokenmill.server.errors import api_error_of, refused
 from tokenmill.server.logprobs import chat_logprobs, prompt_logprobs
-from tokenmill.server.prompting import encode_chat, message_text
+from tokenmill.server.prompting import message_text
 from tokenmill.server.requests import ChatBody, ResponseFormat
 from tokenmill.server.service import Service, UsageCount, usage_of
 
@@ -30,18 +30,18 @@ async def complete_chat(service: Service, http: HttpRequest, body: ChatBody) -> 
     top = (body.top_logprobs or 0) if body.logprobs else None
     params = service.params(body, max_tokens=max_tokens, logprobs=top)
     try:
-        prompt = await encode_chat(
-            service.llm,
+        prompt = await service.encoder.encode_chat(
             body.messages,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             variables=body.chat_template_kwargs,
             tools=body.tools,
             add_special_tokens=bool(body.add_special_tokens),
+            is_bounded=body.truncate_prompt_tokens is None,
         )
     except TokenmillError as error:
         raise api_error_of(error) from error
-    requests = service.requests(body, [prompt], params, "messages")
+    requests = await service.requests(body, [prompt], params, "messages")
     call_id = f"chatcmpl-{body.request_id or http.state.record.request_id}"
     writer = ChatWriter(body, requests[0], service.llm.loaded.tokenizer, call_id, model)
     return await answer(http, service.bridge, requests, writer)

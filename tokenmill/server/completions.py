@@ -16,7 +16,6 @@ from tokenmill.server.answering import answer
 from tokenmill.server.chat import check_response_format
 from tokenmill.server.errors import api_error_of, refused
 from tokenmill.server.logprobs import completion_logprobs, prompt_logprobs
-from tokenmill.server.prompting import encode
 from tokenmill.server.requests import CompletionBody
 from tokenmill.server.service import Service, UsageCount, usage_of
 
@@ -37,30 +36,28 @@ async def complete(service: Service, http: HttpRequest, body: CompletionBody) ->
         update = body.model_copy(update={"prompt_logprobs": body.logprobs})
         params = service.params(update, max_tokens=max(max_tokens, 1), logprobs=body.logprobs)
     try:
-        prompts = [
-            ids
-            if not isinstance(ids, str)
-            else await encode(
-                service.llm, ids, add_special_tokens=body.add_special_tokens is not False
-            )
-            for ids in _prompts(body)
-        ]
+        prompts = await _encoded(service, body)
     except TokenmillError as error:
         raise api_error_of(error) from error
-    requests = service.requests(body, prompts, params, "prompt")
+    requests = await service.requests(body, prompts, params, "prompt")
     call_id = f"cmpl-{body.request_id or http.state.record.request_id}"
     writer = CompletionWriter(body, requests, service.llm.loaded.tokenizer, call_id, model)
     return await answer(http, service.bridge, requests, writer)
 
 
-def _prompts(body: CompletionBody) -> Sequence[str | list[int]]:
-    """The prompts, one each."""
+async def _encoded(service: Service, body: CompletionBody) -> Sequence[list[int]]:
+    """The prompts as token ids."""
     prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt[0], int):
-        return [prompt]
-    return prompt
+    if not isinstance(prompt, str):
+        if isinstance(prompt[0], int):
+            return [prompt]
+        if isinstance(prompt[0], list):
+            return prompt
+    return await service.encoder.encode(
+        [prompt] if isinstance(prompt, str) else prompt,
+        add_special_tokens=body.add_special_tokens is not False,
+        is_bounded=body.truncate_prompt_tokens is None,
+    )
 
 
 class CompletionWriter:

@@ -15,7 +15,7 @@ from tokenmill.server.config import ServerConfig
 from tokenmill.server.errors import ApiError, api_error_of, refused
 from tokenmill.server.life import Life
 from tokenmill.server.meters import Meters
-from tokenmill.server.prompting import truncated
+from tokenmill.server.prompting import Encoder, truncated
 from tokenmill.server.requests import GenerationBody
 
 _SAMPLING_FIELDS = (
@@ -26,6 +26,10 @@ _SAMPLING_FIELDS = (
 )
 
 
+_REQUEST_SIZE = 64
+"""Making a request takes as long as looking at so many tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """One model, served."""
@@ -34,6 +38,7 @@ class Service:
     config: ServerConfig
     life: Life
     bridge: Bridge
+    encoder: Encoder
     meters: Meters
     started: int = field(default_factory=lambda: int(time.time()))
 
@@ -60,30 +65,37 @@ class Service:
         except TokenmillError as error:
             raise api_error_of(error) from error
 
-    def requests(
+    async def requests(
         self, body: GenerationBody, prompts: Sequence[list[int]], params: SamplingParams, name: str
     ) -> list[Request]:
         """Requests for the engine, one a prompt; ApiError where one cannot be served."""
         check_together(body)
-        longest = self.llm.max_model_len - (params.max_tokens or 1)
-        made = []
+        size = sum(map(len, prompts)) * params.n
         try:
-            for index, ids in enumerate(prompts):
-                made.append(
-                    self.llm.make_request(
-                        truncated(ids, body.truncate_prompt_tokens, max(longest, 1)),
-                        params,
-                        sink=self.bridge.sink,
-                        name=name if len(prompts) == 1 else f"{name}[{index}]",
-                        request_id=body.request_id,
-                        is_streaming=bool(body.stream),
-                        priority=body.priority,
-                        cache_salt=body.cache_salt or "",
-                    )
-                )
+            return await self.encoder.apart(
+                lambda: self._made(body, prompts, params, name),
+                size + _REQUEST_SIZE * len(prompts) * params.n,
+            )
         except TokenmillError as error:
             raise api_error_of(error) from error
-        return made
+
+    def _made(
+        self, body: GenerationBody, prompts: Sequence[list[int]], params: SamplingParams, name: str
+    ) -> list[Request]:
+        longest = self.llm.max_model_len - (params.max_tokens or 1)
+        return [
+            self.llm.make_request(
+                truncated(ids, body.truncate_prompt_tokens, max(longest, 1)),
+                params,
+                sink=self.bridge.sink,
+                name=name if len(prompts) == 1 else f"{name}[{index}]",
+                request_id=body.request_id,
+                is_streaming=bool(body.stream),
+                priority=body.priority,
+                cache_salt=body.cache_salt or "",
+            )
+            for index, ids in enumerate(prompts)
+        ]
 
 
 def check_together(body: GenerationBody) -> None:

@@ -16,6 +16,7 @@ from tokenmill.server.bridge import Bridge
 from tokenmill.server.config import ServerConfig
 from tokenmill.server.life import Life
 from tokenmill.server.meters import Meters
+from tokenmill.server.prompting import Encoder
 from tokenmill.server.protocol import Patience, PatientProtocol, patient_protocol
 from tokenmill.server.service import Service
 
@@ -81,6 +82,7 @@ def make_service(llm: LLM, config: ServerConfig) -> Service:
         life=Life(),
         meters=meters,
         bridge=Bridge(llm.engine, asyncio.get_running_loop(), meters.observe),
+        encoder=Encoder(llm),
     )
 
 
@@ -158,6 +160,7 @@ class Server(uvicorn.Server):
             await serving
         finally:
             drained.cancel()
+            self._service.encoder.close()
 
 
 def _unbound(host: str, port: int, error: OSError) -> UsageError:

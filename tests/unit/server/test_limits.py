@@ -163,6 +163,35 @@ def test_a_client_that_leaves_frees_its_blocks(is_streaming) -> None:
         assert 'finished_reason="abort",model_name="fake"} 2.0' in made.client.get("/metrics").text
 
 
+def test_a_long_text_keeps_nobody_waiting(monkeypatch) -> None:
+    with running_server() as made, ThreadPoolExecutor(2) as pool:
+        loaded = made.service.llm.loaded
+        render, threads, gate = loaded.chat_template.render, set(), threading.Event()
+
+        def slow_render(messages, **others):
+            if len(messages[0]["content"]) > 5000:
+                threads.add(threading.current_thread())
+                gate.wait(20)
+            return render(messages, **others)
+
+        monkeypatch.setattr(loaded.chat_template, "render", slow_render)
+        long = [pool.submit(made.chat, text * 6000) for text in "ab"]
+        wait_for(lambda: threads)
+        assert made.chat(max_tokens=1).status_code == 200
+        gate.set()
+        assert [future.result().status_code for future in long] == [400, 400]
+        assert len(threads) == 1
+
+
+def test_what_cannot_fit_is_not_even_encoded(monkeypatch) -> None:
+    with running_server() as made:
+        tokenizer = made.service.llm.loaded.tokenizer
+        monkeypatch.setattr(tokenizer, "encode", None)
+        text = "a" * (tokenizer.max_chars(made.service.llm.max_model_len) + 1)
+        for answer in (made.complete(text), made.complete(["b", text]), made.chat(text)):
+            assert "characters" in made.refuse(answer)["message"]
+
+
 def test_a_dead_engine_fails_health_and_every_request() -> None:
     with running_server(fail_at_step=3) as made:
         assert made.client.get("/health").status_code == 200
