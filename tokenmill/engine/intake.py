@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenmill.backends.base import StepLimits
 from tokenmill.engine.prompts import Prompt, prompt_text_and_ids
 from tokenmill.engine.request import Request, Sample, Sink
-from tokenmill.engine.sequence import make_sequence
+from tokenmill.engine.sequence import longest_prompt, make_sequence
 from tokenmill.engine.text_stream import TextStream
 from tokenmill.sampling.logit_rules import bad_word_ids
 from tokenmill.sampling.params import SamplingParams, sequence_seed
@@ -73,7 +73,7 @@ class Intake:
         if longest is None:
             return ids
         if longest == -1:
-            longest = max(1, self._max_model_len - (params.max_tokens or 1))
+            longest = longest_prompt(self._limits, self._max_model_len)
         return ids[-longest:]
 
     def _encode_plain(self, text: str) -> list[int]:

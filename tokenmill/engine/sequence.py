@@ -213,10 +213,19 @@ def _check_params(params: SamplingParams, limits: StepLimits) -> None:
             )
 
 
+def longest_prompt(limits: StepLimits, max_model_len: int) -> int:
+    """Tokens of the longest prompt that leaves room for one more."""
+    return min(_context(limits, max_model_len), limits.blocks * BLOCK_SIZE) - 1
+
+
+def _context(limits: StepLimits, max_model_len: int) -> int:
+    return min(max_model_len, limits.blocks_per_sequence * BLOCK_SIZE)
+
+
 def _length_limit(
     name: str, prompt_len: int, max_tokens: int | None, limits: StepLimits, max_model_len: int
 ) -> int:
-    context = min(max_model_len, limits.blocks_per_sequence * BLOCK_SIZE)
+    context = _context(limits, max_model_len)
     if prompt_len + 1 > context:
         raise UsageError(
             f"{name} has {prompt_len} tokens, but a context of {context} leaves room for "

@@ -68,7 +68,7 @@ class SamplingParams:
     most likely ones at each position, `prompt_logprobs` those of the prompt. `logit_bias` is added
     to the logits of single ids; only `allowed_token_ids` are sampled, and never one that completes
     a text of `bad_words`. `truncate_prompt_tokens` k keeps the last k tokens of the prompt, -1 as
-    many as the context has room for.
+    many as the context has room for beside one token of an answer.
     Raises UsageError that names the field, its value and what is allowed.
     """
 

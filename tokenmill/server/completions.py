@@ -3,18 +3,17 @@
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tokenmill.engine.outputs import OutputDelta, RequestOutput, TokenLogprobs
 from tokenmill.engine.request import Request
-from tokenmill.errors import TokenmillError
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.server.answering import answer
 from tokenmill.server.chat import check_response_format
-from tokenmill.server.errors import api_error_of, refused
+from tokenmill.server.errors import refused
 from tokenmill.server.logprobs import completion_logprobs, prompt_logprobs
 from tokenmill.server.requests import CompletionBody
 from tokenmill.server.service import Service, UsageCount, usage_of
@@ -23,7 +22,7 @@ _DEFAULT_MAX_TOKENS = 16
 
 
 async def complete(service: Service, http: HttpRequest, body: CompletionBody) -> Response:
-    """What follows one prompt or several. Raises ApiError."""
+    """What follows one prompt or several. Raises ApiError or UsageError."""
     model = service.model_name(body.model)
     check_response_format(body.response_format)
     if body.best_of not in (None, 1, body.n):
@@ -35,10 +34,7 @@ async def complete(service: Service, http: HttpRequest, body: CompletionBody) ->
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
         update = body.model_copy(update={"prompt_logprobs": body.logprobs})
         params = service.params(update, max_tokens=max(max_tokens, 1), logprobs=body.logprobs)
-    try:
-        prompts = await _encoded(service, body)
-    except TokenmillError as error:
-        raise api_error_of(error) from error
+    prompts = await _encoded(service, body)
     requests = await service.requests(body, prompts, params, "prompt")
     call_id = f"cmpl-{body.request_id or http.state.record.request_id}"
     writer = CompletionWriter(body, requests, service.llm.loaded.tokenizer, call_id, model)
@@ -48,13 +44,13 @@ async def complete(service: Service, http: HttpRequest, body: CompletionBody) ->
 async def _encoded(service: Service, body: CompletionBody) -> Sequence[list[int]]:
     """The prompts as token ids."""
     prompt = body.prompt
-    if not isinstance(prompt, str):
-        if isinstance(prompt[0], int):
-            return [prompt]
-        if isinstance(prompt[0], list):
-            return prompt
+    is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+    prompts = cast(Sequence[str | list[int]], [prompt] if is_one else prompt)
+    service.check_count(body, len(prompts))
+    if not isinstance(prompts[0], str):
+        return cast(Sequence[list[int]], prompts)
     return await service.encoder.encode(
-        [prompt] if isinstance(prompt, str) else prompt,
+        cast(Sequence[str], prompts),
         add_special_tokens=body.add_special_tokens is not False,
         is_bounded=body.truncate_prompt_tokens is None,
     )

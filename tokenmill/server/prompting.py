@@ -119,17 +119,6 @@ def message_text(message: Message) -> str:
     return message.content or ""
 
 
-def truncated(ids: list[int], keep: int | None, longest: int) -> list[int]:
-    """The last `keep` tokens of a prompt; -1: as many as leave room for the answer."""
-    if keep is None:
-        return ids
-    if keep == 0:
-        raise refused(
-            "truncate_prompt_tokens", "truncate_prompt_tokens is 0: give 1 or more, or -1"
-        )
-    return ids[-(longest if keep == -1 else keep) :]
-
-
 def _cut_after_last(text: str, content: str) -> str:
     """The text up to the end of the last message, so that the model goes on with it."""
     stripped = content.strip()  # templates strip what they place

@@ -159,8 +159,11 @@ def test_prompts_are_truncated_from_the_left(shared: Running) -> None:
     ask = {**GREEDY, "return_token_ids": True, "truncate_prompt_tokens": 3}
     [choice] = shared.complete([5, 6, 7, 8, 9], **ask).json()["choices"]
     assert choice["prompt_token_ids"] == [7, 8, 9]
-    [choice] = shared.complete([5] * 600, **{**ask, "truncate_prompt_tokens": -1}).json()["choices"]
-    assert len(choice["prompt_token_ids"]) == shared.service.llm.max_model_len - 8
+    for max_tokens in (8, 400):  # room for one token is enough: the answer ends when it is full
+        ask |= {"truncate_prompt_tokens": -1, "max_tokens": max_tokens}
+        [choice] = shared.complete([5] * 600, **ask).json()["choices"]
+        assert len(choice["prompt_token_ids"]) == shared.service.llm.max_model_len - 1
+        assert choice["finish_reason"] == "length"
 
 
 def test_request_ids_name_the_answer(shared: Running) -> None:

@@ -163,6 +163,22 @@ def test_a_client_that_leaves_frees_its_blocks(is_streaming) -> None:
         assert 'finished_reason="abort",model_name="fake"} 2.0' in made.client.get("/metrics").text
 
 
+def test_what_can_never_be_queued_is_refused_for_good() -> None:
+    with running_server(max_waiting=2) as made:  # and 4 run
+        assert made.refuse(made.complete(n=7, max_tokens=1))["param"] == "n"
+        assert made.refuse(made.chat(n=7, max_tokens=1))["param"] == "n"
+        assert made.refuse(made.complete(["a"] * 4, n=2, max_tokens=1))["param"] == "prompt"
+        assert made.complete(["a"] * 3, n=2, max_tokens=1).status_code == 200
+
+
+def test_who_comes_after_the_engine_closed_is_told_to_go_elsewhere() -> None:
+    with running_server() as made:
+        made.service.llm.close()
+        answer = made.complete()
+        assert made.refuse(answer, 503)["code"] == "draining"
+        assert answer.headers["retry-after"]
+
+
 def test_a_long_text_keeps_nobody_waiting(monkeypatch) -> None:
     with running_server() as made, ThreadPoolExecutor(2) as pool:
         loaded = made.service.llm.loaded
