@@ -149,6 +149,7 @@ class Engine:
             num_cached_blocks=pool.num_cached,
             num_steps=counters.num_steps,
             num_preemptions=counters.num_preemptions,
+            num_evictions=pool.num_evictions,
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,
             prefix_cache_queries=counters.prefix_cache_queries,
@@ -162,12 +163,14 @@ class Engine:
 
     def block_map(self) -> BlockMap:
         """What each block of the KV cache is used for."""
-        references, is_named = self._loop.scheduler.pool.snapshot()
+        pool = self._loop.scheduler.pool
+        num_evictions, last_evicted = pool.num_evictions, tuple(pool.last_evicted())
+        references, is_named = pool.snapshot()
         states = bytes(
             BlockMap.USED if count else BlockMap.CACHED if named else BlockMap.FREE
             for count, named in zip(references, is_named, strict=True)
         )
-        return BlockMap(states, tuple(references))
+        return BlockMap(states, tuple(references), num_evictions, last_evicted)
 
     def heartbeat(self) -> Heartbeat:
         return Heartbeat(

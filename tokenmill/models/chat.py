@@ -1,5 +1,6 @@
 """Chat messages to the text that a model was trained to continue."""
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -47,20 +48,28 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The prompt for a conversation; `variables` are given to the template as they are.
 
+        With `continue_final_message` it ends where the last message's content does, trailing
+        blanks included unless the template takes them away, so that the model goes on with it.
         It already holds the tokens that begin a sequence: encode it with
         `add_special_tokens=False`. Raises UsageError for messages that are malformed or that the
         template refuses, ModelFileError for a template which is broken or does what it may not.
         """
+        checked, mark = check_messages(messages), ""
+        if continue_final_message:
+            mark = f"[end {secrets.token_hex(8)}]"
+            last = checked[-1]
+            checked[-1] = {**last, "content": f"{last.get('content') or ''}{mark} "}
         values = {
             "documents": None,
             **self._named_tokens,
             **variables,
-            "messages": check_messages(messages),
+            "messages": checked,
             "tools": None if tools is None else _plain(tools, "tools"),
             "add_generation_prompt": add_generation_prompt,
         }
@@ -69,7 +78,8 @@ class ChatTemplate:
             raise UsageError(
                 f"the model has no default chat template, only {', '.join(self._sources)}"
             )
-        return self._run(name, values)
+        text = self._run(name, values)
+        return _before_mark(text, mark) if mark else text
 
     def _run(self, name: str, values: Mapping[str, Any]) -> str:
         from jinja2 import TemplateSyntaxError, UndefinedError
@@ -108,6 +118,21 @@ class ChatTemplate:
             yield compiled[name]
         finally:
             self._idle.append((environment, compiled))
+
+
+def _before_mark(text: str, mark: str) -> str:
+    """The text up to a mark, and without the blanks before it where the blank behind is gone.
+
+    A mark stands for the end of a message: its content may occur elsewhere, in the template's own
+    text too. The blank shows whether the template strips messages, as transformers has it.
+    """
+    before, found, after = text.rpartition(mark)
+    if not found:
+        raise UsageError(
+            "continue_final_message has nothing to continue: the chat template leaves out the "
+            "last message"
+        )
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ _COUNTERS = {
     "prefix_cache_queries": ("Prompt tokens looked for in the cache.", "prefix_cache_queries"),
     "prefix_cache_hits": ("Prompt tokens found in the cache.", "prefix_cache_hits"),
     "num_preemptions": ("Sequences that had to start again.", "num_preemptions"),
+    "num_evictions": ("Cached blocks given up for others.", "num_evictions"),
     "prompt_tokens": ("Prompt tokens taken.", "prompt_tokens"),
     "generation_tokens": ("Tokens generated.", "generation_tokens"),
     "spec_decode_num_draft_tokens": ("Tokens drafted.", "draft_tokens"),

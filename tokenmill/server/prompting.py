@@ -72,9 +72,10 @@ class Encoder:
         template = self._llm.loaded.chat_template
         if template is None:
             raise refused("messages", "this model has no chat template: use /v1/completions")
-        if taken := _RESERVED & (variables or {}).keys():
+        reserved = _RESERVED | self._llm.loaded.tokenizer.named_tokens.keys()
+        if taken := reserved & (variables or {}).keys():
             name = f"chat_template_kwargs.{min(taken)}"
-            raise refused(name, f"{name} is not supported: the request has a field for it")
+            raise refused(name, f"{name} is not supported: the server sets it")
         if continue_final_message and add_generation_prompt:
             text = "continue_final_message needs add_generation_prompt: false"
             raise refused("continue_final_message", text)
@@ -83,11 +84,10 @@ class Encoder:
             text = template.render(
                 [message.model_dump(exclude_unset=True, exclude_none=True) for message in messages],
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 tools=tools,
                 **(variables or {}),
             )
-            if continue_final_message:
-                text = _cut_after_last(text, message_text(messages[-1]))
             if is_bounded:
                 self._check_size(text)
             return self._llm.loaded.tokenizer.encode(text, add_special_tokens)
@@ -117,15 +117,3 @@ def message_text(message: Message) -> str:
     if isinstance(message.content, list):
         return "\n".join(part.text for part in message.content)
     return message.content or ""
-
-
-def _cut_after_last(text: str, content: str) -> str:
-    """The text up to the end of the last message, so that the model goes on with it."""
-    stripped = content.strip()  # templates strip what they place
-    start = text.rfind(stripped) if stripped else -1
-    if start < 0:
-        raise UsageError(
-            "continue_final_message has nothing to continue: the last message is empty, or the "
-            "chat template changes it"
-        )
-    return text[: start + len(stripped)]

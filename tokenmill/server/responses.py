@@ -147,7 +147,8 @@ class Version(ResponseBody):
 
 class LiveStats(ResponseBody):
     """The engine at a moment; counters are since its start, `blocks` is run lengths of letters:
-    f free, c cached, u used by one sequence, s shared by several."""
+    f free, c cached, u used by one sequence, s shared by several. `last_evicted` are the blocks
+    of the latest evictions, the last of all at the end."""
 
     time_s: float
     num_running: int
@@ -159,6 +160,7 @@ class LiveStats(ResponseBody):
     prefix_cache_hits: int
     num_preemptions: int
     num_evictions: int
+    last_evicted: list[int]
     num_blocks: int
     num_used_blocks: int
     block_size: int

@@ -138,7 +138,7 @@ def test_the_template_gets_what_it_should(shared: Running) -> None:
     assert rendered().endswith("<|im_start|>assistant\n")
     assert rendered(add_generation_prompt=False).endswith("It is <|im_end|>\n")
     going_on = rendered(add_generation_prompt=False, continue_final_message=True)
-    assert going_on.endswith("<|im_start|>assistant\nIt is")
+    assert going_on.endswith("<|im_start|>assistant\nIt is ")
     assert rendered(chat_template_kwargs={"extra": "!"}).endswith("!")
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}]
