@@ -45,11 +45,15 @@ class FakeModel:
     fail_at_step: int | None = None
     steps: list[StepInput] = field(default_factory=list)
     is_closed: bool = False
+    is_warm: bool = False
 
     def __post_init__(self) -> None:
         self._cache = np.full((self.limits.blocks, BLOCK_SIZE, 2), -1, np.int64)
         self._slots = np.full(self.limits.slots, -1, np.int64)
         self._posted: StepInput | None = None
+
+    def warm_up(self) -> None:
+        self.is_warm = True
 
     def post(self, step: StepInput) -> None:
         assert self._posted is None, "a step is in flight already"

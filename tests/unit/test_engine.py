@@ -338,7 +338,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_work_that_no_step_can_be_planned_for_ends_the_engine() -> None:
     """It must not look healthy for ever."""
     with make_llm() as llm:
-        llm.engine._loop.scheduler.schedule = lambda: None
+        llm.engine._loop.scheduler.schedule = lambda budget: None
         with pytest.raises(EngineDeadError, match="1 wait, but no step can be planned"):
             llm.generate("a", GREEDY)
         assert not llm.engine.heartbeat().is_alive

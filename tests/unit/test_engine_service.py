@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 from fake_model import FakeModel, make_limits
 from test_engine import Letters, SlowModel, make_llm
 
 from tokenmill import LLM, SamplingParams
+from tokenmill.cli.serve import capacity
 from tokenmill.engine.engine import DrainingError, QueueFullError
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
 from tokenmill.engine.request import Delivery, Request
@@ -332,6 +334,43 @@ def test_a_low_priority_value_overtakes_the_queue() -> None:
         llm.engine.submit(requests)
         model.gate.set()
         assert next(iter(box.until_finished(3))) is requests[2]
+
+
+def test_a_draft_model_is_loaded_warmed_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = FakeModel(make_limits(blocks=7))
+    asked = []
+
+    def load(config, progress, target):
+        asked.append(
+            (config.model, config.speculative, config.kv_cache_memory_bytes, target.blocks)
+        )
+        return SimpleNamespace(compiled=draft)
+
+    monkeypatch.setattr("tokenmill.engine.llm._load", load)
+    options = {"speculative": "small", "kv_cache_memory_bytes": 5}
+    with make_llm(options=options) as llm:
+        assert asked == [("small", "off", None, 24)]
+        llm.warm_up()
+        assert llm.loaded.compiled.is_warm
+        assert draft.is_warm
+        told = (
+            "room for 3 sequences of 100 tokens in a KV cache of 384; the draft model's holds 112"
+        )
+        assert capacity(llm) == told
+        assert llm.generate("hello", GREEDY)
+    assert draft.is_closed
+
+
+def test_a_draft_model_of_other_tokens_is_refused_and_nothing_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draft, model = FakeModel(make_limits(vocab_size=9)), FakeModel(make_limits())
+    loaded = SimpleNamespace(compiled=draft)
+    monkeypatch.setattr("tokenmill.engine.llm._load", lambda *_, **__: loaded)
+    with pytest.raises(UsageError, match="same tokenizer"):
+        make_llm(model, options={"speculative": "small"})
+    assert draft.is_closed
+    assert model.is_closed
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

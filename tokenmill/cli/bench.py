@@ -50,6 +50,7 @@ def _add_throughput_arguments(parser: ArgumentParser) -> None:
     bench_arguments.add_eos_argument(parser)
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result")
     arguments.add_engine_arguments(parser)
+    arguments.add_scheduling_arguments(parser)
 
 
 def _add_latency_arguments(parser: ArgumentParser) -> None:
@@ -66,6 +67,7 @@ def _add_latency_arguments(parser: ArgumentParser) -> None:
         )
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result")
     arguments.add_engine_arguments(parser)
+    arguments.add_scheduling_arguments(parser)
 
 
 def _serve(values: dict[str, Any]) -> None:

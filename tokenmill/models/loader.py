@@ -42,13 +42,19 @@ class LoadedModel:
     generation_defaults: Mapping[str, object] = field(default_factory=dict)
 
 
-def load_model(options: EngineConfig, *, progress: Progress | None = None) -> LoadedModel:
-    """Load and compile a model. Raises the TokenmillError that says why it cannot be done."""
+def load_model(
+    options: EngineConfig, *, progress: Progress | None = None, target: StepLimits | None = None
+) -> LoadedModel:
+    """Load and compile a model. Raises the TokenmillError that says why it cannot be done.
+
+    A model that is to guess for another is given the limits of that one as its `target`: it takes
+    texts as long, if it can, and its KV cache holds no more of them.
+    """
     progress = progress or SilentProgress()
     local = fetch(options.model, progress=progress, offline=options.offline)
     checkpoint = open_checkpoint(local.path)
     tokenizer = _load_tokenizer(checkpoint)
-    compiled = _compile(checkpoint, tokenizer, options, progress)
+    compiled = _compile(checkpoint, tokenizer, options, progress, target)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
         config=checkpoint.config, tokenizer=tokenizer, chat_template=template, compiled=compiled
@@ -67,7 +73,11 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def _compile(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, options: EngineConfig, progress: Progress
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    options: EngineConfig,
+    progress: Progress,
+    target_limits: StepLimits | None,
 ) -> CompiledModel:
     graph = build_graph(checkpoint.config)
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
@@ -85,7 +95,7 @@ def _compile(
     program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
-    limits = _limits(checkpoint.config, tokenizer, program.program, options)
+    limits = _limits(checkpoint.config, tokenizer, program.program, options, target_limits)
     threads = options.threads or num_usable_threads()
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
 
@@ -132,10 +142,16 @@ class _RoundingReport:
 
 
 def _limits(
-    config: ModelConfig, tokenizer: Tokenizer, program: Program, options: EngineConfig
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    program: Program,
+    options: EngineConfig,
+    target: StepLimits | None,
 ) -> StepLimits:
     """How large a step may be, and how many blocks of KV cache there is room for."""
     length = options.max_model_len or config.context_length
+    if target is not None:
+        length = min(config.context_length, target.blocks_per_sequence * BLOCK_SIZE)
     if length > config.context_length:
         raise UsageError(
             f"max_model_len is {length}, but the model was made for {config.context_length} tokens"
@@ -144,7 +160,7 @@ def _limits(
     wanted = per_sequence * options.max_num_seqs
     block_bytes = kv_block_bytes(program)
     room = options.kv_cache_memory_bytes or int(memory_available_bytes() * _KV_SHARE)
-    blocks = min(wanted, room // block_bytes)
+    blocks = min(wanted if target is None else target.blocks, room // block_bytes)
     if blocks < 1:
         raise CapacityError(
             f"a block of {BLOCK_SIZE} tokens of KV cache takes {format_bytes(block_bytes)}, and "
