@@ -84,6 +84,7 @@ class LLM:
         limits = self.loaded.compiled.limits
         self.draft: LoadedModel | None = None  # the model that guesses for it
         try:
+            self.default_params()  # what the model recommends may be nonsense
             speculator = self._speculator(limits, progress)
         except BaseException:
             self.loaded.compiled.close()

@@ -138,6 +138,11 @@ class Request:
         return self.samples[0].sequence.num_cached or 0
 
     @property
+    def first_token_s(self) -> float | None:
+        """Seconds from its submission to its first token; None before that."""
+        return self._first_token_s
+
+    @property
     def is_finished(self) -> bool:
         return all(sample.sequence.finish_reason is not None for sample in self.samples)
 

@@ -5,6 +5,7 @@ The slow parts (compiling, packing) are kept on disk, so that a second start onl
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits
 from tokenmill.backends.llvm.lower import Options, Program
@@ -23,6 +24,7 @@ from tokenmill.models.config import ModelConfig
 from tokenmill.models.home import format_bytes, make_dir, objects_dir, packed_dir
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.registry import build_graph
+from tokenmill.models.safetensors import read_json
 from tokenmill.models.sources import fetch
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
@@ -57,8 +59,18 @@ def load_model(
     compiled = _compile(checkpoint, tokenizer, options, progress, target)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
-        config=checkpoint.config, tokenizer=tokenizer, chat_template=template, compiled=compiled
+        config=checkpoint.config,
+        tokenizer=tokenizer,
+        chat_template=template,
+        compiled=compiled,
+        generation_defaults=_generation_defaults(checkpoint.path),
     )
+
+
+def _generation_defaults(path: Path) -> Mapping[str, object]:
+    """What a model's makers recommend for sampling; a GGUF file does not say."""
+    config = path / "generation_config.json"
+    return read_json(config) if config.is_file() else {}
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -48,7 +48,9 @@ class Record:
         self.error_param = error.param
 
     def note(self, outputs: Sequence[RequestOutput]) -> None:
-        """Add up what a call's requests used."""
+        """Add up what a call's requests used, as far as that is known."""
+        if not outputs:
+            return
         self.num_prompt_tokens = sum(output.num_prompt_tokens for output in outputs)
         self.num_cached_tokens = sum(output.num_cached_tokens for output in outputs)
         self.num_output_tokens = sum(output.num_output_tokens for output in outputs)

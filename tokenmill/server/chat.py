@@ -10,7 +10,7 @@ from starlette.responses import Response
 from tokenmill.engine.outputs import CompletionOutput, OutputDelta, RequestOutput
 from tokenmill.engine.request import Request
 from tokenmill.models.tokenizer import Tokenizer
-from tokenmill.server.answering import answer
+from tokenmill.server.answering import answer, name_call
 from tokenmill.server.errors import refused
 from tokenmill.server.logprobs import chat_logprobs, prompt_logprobs
 from tokenmill.server.prompting import message_text
@@ -21,6 +21,7 @@ from tokenmill.server.service import Service, UsageCount, usage_of
 async def complete_chat(service: Service, http: HttpRequest, body: ChatBody) -> Response:
     """The model's next message. Raises ApiError or UsageError."""
     model = service.model_name(body.model)
+    call_id = f"chatcmpl-{name_call(http, body)}"
     _check(body)
     if body.max_completion_tokens is not None:
         max_tokens: int | None = body.max_completion_tokens
@@ -39,7 +40,6 @@ async def complete_chat(service: Service, http: HttpRequest, body: ChatBody) -> 
         is_bounded=body.truncate_prompt_tokens is None,
     )
     requests = await service.requests(body, [prompt], params, "messages")
-    call_id = f"chatcmpl-{body.request_id or http.state.record.request_id}"
     writer = ChatWriter(body, requests[0], service.llm.loaded.tokenizer, call_id, model)
     return await answer(http, service.bridge, requests, writer)
 

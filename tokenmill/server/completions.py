@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tokenmill.engine.outputs import OutputDelta, RequestOutput, TokenLogprobs
 from tokenmill.engine.request import Request
 from tokenmill.models.tokenizer import Tokenizer
-from tokenmill.server.answering import answer
+from tokenmill.server.answering import answer, name_call
 from tokenmill.server.chat import check_response_format
 from tokenmill.server.errors import refused
 from tokenmill.server.logprobs import completion_logprobs, prompt_logprobs
@@ -24,9 +24,8 @@ _DEFAULT_MAX_TOKENS = 16
 async def complete(service: Service, http: HttpRequest, body: CompletionBody) -> Response:
     """What follows one prompt or several. Raises ApiError or UsageError."""
     model = service.model_name(body.model)
+    call_id = f"cmpl-{name_call(http, body)}"
     check_response_format(body.response_format)
-    if body.best_of not in (None, 1, body.n):
-        raise refused("best_of", "best_of is supported only as 1 or equal to n")
     if body.max_tokens == 0 and not body.echo:
         raise refused("max_tokens", "max_tokens is 0, which needs echo: true")
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -36,7 +35,6 @@ async def complete(service: Service, http: HttpRequest, body: CompletionBody) ->
         params = service.params(update, max_tokens=max(max_tokens, 1), logprobs=body.logprobs)
     prompts = await _encoded(service, body)
     requests = await service.requests(body, prompts, params, "prompt")
-    call_id = f"cmpl-{body.request_id or http.state.record.request_id}"
     writer = CompletionWriter(body, requests, service.llm.loaded.tokenizer, call_id, model)
     return await answer(http, service.bridge, requests, writer)
 

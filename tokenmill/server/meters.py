@@ -4,7 +4,13 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -16,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
-from tokenmill.engine.request import Request
+from tokenmill.engine.request import Event, Request
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _LABELS = ("model_name",)
@@ -62,6 +68,8 @@ class Meters:
     """Counts what happens to requests; the engine's own counts are read when asked for."""
 
     def __init__(self, engine: Engine, model_name: str) -> None:
+        # They double the text, and no dashboard reads them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._histograms = {
             name: self._histogram(name, text, buckets, model_name)
@@ -74,13 +82,17 @@ class Meters:
             ("model_name", "finished_reason"),
             registry=self._registry,
         )
-        for reason in ("stop", "length", "abort"):
+        for reason in ("stop", "length", "abort", "error"):
             self._success.labels(model_name, reason)
         self._last_token_s: dict[Request, dict[int, float]] = {}
         self._registry.register(EngineCollector(engine, model_name))
 
-    def observe(self, request: Request, delta: OutputDelta) -> None:
-        """Note a delta as it arrives on the event loop."""
+    def observe(self, request: Request, delta: Event) -> None:
+        """Note a delta, or the engine's end, as it arrives on the event loop."""
+        if not isinstance(delta, OutputDelta):
+            self._last_token_s.pop(request, None)
+            self._success.labels(self._model_name, "error").inc(len(request.samples))
+            return
         if request.is_streaming and delta.token_ids:
             self._note_tokens(request, delta)
         if delta.output is not None:
@@ -101,6 +113,8 @@ class Meters:
 
     def _note_tokens(self, request: Request, delta: OutputDelta) -> None:
         now = time.perf_counter()
+        if request not in self._last_token_s:
+            self._time("time_to_first_token_seconds", request.first_token_s)
         lasts = self._last_token_s.setdefault(request, {})
         last = lasts.get(delta.index)
         lasts[delta.index] = now
@@ -118,7 +132,8 @@ class Meters:
             self._success.labels(self._model_name, sample.finish_reason).inc()
         self._time("e2e_request_latency_seconds", timings.total_s)
         self._time("request_queue_time_seconds", timings.queue_s)
-        self._time("time_to_first_token_seconds", timings.first_token_s)
+        if not is_streaming:
+            self._time("time_to_first_token_seconds", timings.first_token_s)
         if timings.first_token_s is None or timings.last_token_s is None:
             return
         decode_s = timings.last_token_s - timings.first_token_s

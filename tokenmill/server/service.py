@@ -59,6 +59,9 @@ class Service:
         given = {name: value for name, value in given.items() if value is not None}
         if body.logit_bias is not None:
             given["logit_bias"] = {int(key): bias for key, bias in body.logit_bias.items()}
+        most = self.llm.loaded.generation_defaults.get("max_new_tokens")
+        if isinstance(most, int):  # requests may only lower it, as in vLLM
+            max_tokens = most if max_tokens is None else min(max_tokens, most)
         return self.llm.default_params(**given, max_tokens=max_tokens, logprobs=logprobs)
 
     def check_count(self, body: GenerationBody, num_prompts: int) -> None:
@@ -93,6 +96,8 @@ class Service:
 
 def check_together(body: GenerationBody) -> None:
     """Refuse fields that do not go together; ApiError."""
+    if body.best_of not in (None, 1, body.n):
+        raise refused("best_of", "best_of is supported only as 1 or equal to n")
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "stream_options needs stream: true")
     if body.prompt_logprobs is not None and body.stream:

@@ -188,6 +188,17 @@ def test_models_tokens_version(shared: Running) -> None:
     assert shared.client.get("/version").json().keys() == {"version"}
 
 
+def test_the_makers_limit_of_an_answer_can_only_be_lowered() -> None:
+    from tests.unit.server.running import running_server
+
+    with running_server() as made:
+        made.service.llm.loaded.generation_defaults = {"max_new_tokens": 5}
+        for asked, given in ((None, 5), (3, 3), (9, 5)):
+            fields = {"ignore_eos": True, "max_tokens": asked}
+            for answer in (made.chat(**fields), made.complete(**fields)):
+                assert answer.json()["usage"]["completion_tokens"] == given
+
+
 def test_a_default_of_the_model_yields_to_the_request() -> None:
     from tests.unit.server.running import running_server
 

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -81,10 +80,12 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(2**16), b""))
 
 
-def hang_up(made: Running, ask) -> None:
-    """Ask, and leave before the answer is complete."""
+def hang_up(made: Running, ask, num_tokens: int = 0) -> None:
+    """Ask, and leave before the answer is complete, once the engine has made so many tokens."""
+    stats = made.service.llm.engine.stats
     with connect(made, json.dumps(ask).encode()):
-        wait_for(lambda: made.service.llm.engine.stats().num_running == ask["n"])
+        wait_for(lambda: stats().num_running == ask["n"])
+        wait_for(lambda: stats().generation_tokens >= num_tokens)
 
 
 def test_half_a_request_is_not_waited_for() -> None:
@@ -156,10 +157,18 @@ def test_draining_leaves_whom_it_cannot_tell(caplog) -> None:
 def test_a_client_that_leaves_frees_its_blocks(is_streaming) -> None:
     with running_server(step_s=0.01) as made:
         ask = {"prompt": "hello", **LONG, "stream": is_streaming, "n": 2}
+        engine, noticed_at = made.service.llm.engine, []
+        abort = engine.abort
+
+        def noting_abort(requests):  # runs when the server has noticed
+            noticed_at.append(engine.stats().num_steps)
+            abort(requests)
+
+        engine.abort = noting_abort
         hang_up(made, ask)
-        num_steps = made.service.llm.engine.stats().num_steps
         made.wait_until_idle()
-        assert made.service.llm.engine.stats().num_steps <= num_steps + 20
+        # One step is under way, and the next is planned already.
+        assert engine.stats().num_steps <= noticed_at[0] + 3
         assert 'finished_reason="abort",model_name="fake"} 2.0' in made.client.get("/metrics").text
 
 
@@ -216,6 +225,7 @@ def test_a_dead_engine_fails_health_and_every_request() -> None:
             assert made.refuse(made.client.get(path), 503)["code"] == "engine_dead"
         made.refuse(made.complete(), 503)
         assert made.client.get("/live").status_code == 200
+        assert 'finished_reason="error",model_name="fake"} 1.0' in made.client.get("/metrics").text
 
 
 def test_a_stream_that_breaks_says_so() -> None:
@@ -226,7 +236,7 @@ def test_a_stream_that_breaks_says_so() -> None:
 
 def test_an_engine_that_stands_still_fails_health_only_while_work_waits() -> None:
     with running_server(stall_timeout_s=0.3) as made, ThreadPoolExecutor(1) as pool:
-        time.sleep(0.5)
+        wait_for(lambda: made.service.llm.engine.heartbeat().idle_s > 0.4)
         assert made.client.get("/health").status_code == 200
         made.model.gate.clear()
         asked = pool.submit(made.complete, max_tokens=2)
@@ -234,6 +244,7 @@ def test_an_engine_that_stands_still_fails_health_only_while_work_waits() -> Non
         assert made.refuse(made.client.get("/ready"), 503)["code"] == "engine_stuck"
         made.model.gate.set()
         assert asked.result().status_code == 200
+        wait_for(lambda: not made.service.llm.engine.heartbeat().has_work)
         assert made.client.get("/health").status_code == 200
 
 
@@ -254,11 +265,14 @@ def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
 
 
 def test_draining_ends_in_time_and_tells_whom_it_cuts_off() -> None:
-    with running_server(step_s=0.02, drain_timeout_s=0.3) as made, ThreadPoolExecutor(2) as pool:
+    with running_server(drain_timeout_s=0.3) as made, ThreadPoolExecutor(2) as pool:
+        made.model.gate.clear()  # they cannot end before they are seen to run
         whole = pool.submit(made.complete, **LONG)
         stream = pool.submit(made.complete, **LONG, stream=True)
-        wait_for(lambda: made.service.llm.engine.stats().num_running == 2)
+        wait_for(lambda: made.service.bridge.num_live == 2)
         made.tell()
+        wait_for(made.service.life.ended.is_set)
+        made.model.gate.set()
         assert made.refuse(whole.result(), 503)["code"] == "draining"
         last = stream.result().text.strip().split("\n\n")[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
@@ -317,6 +331,41 @@ def test_the_log_tells_of_a_request_but_not_what_was_said(shared: Running, caplo
     assert "secret" not in caplog.text
 
 
+def test_the_log_has_the_id_of_the_answer_and_what_was_used(caplog) -> None:
+    with running_server(step_s=0.002) as made, caplog.at_level("INFO", "tokenmill.access"):
+        answer = made.complete(max_tokens=1, request_id="zz")
+        assert answer.json()["id"] == "cmpl-zz"
+        assert answer.headers["x-request-id"] == "zz"
+        for fields in ({"request_id": "gone"}, {"request_id": "left", "stream": True}):
+            num_tokens = made.service.llm.engine.stats().generation_tokens
+            hang_up(made, {"prompt": "hello", **LONG, "n": 2, **fields}, num_tokens + 6)
+        made.wait_until_idle()
+        wait_for(lambda: len(caplog.records) >= 3)
+    first, *left = [json.loads(record.getMessage()) for record in caplog.records]
+    assert first["request_id"] == "zz"
+    assert {line["request_id"] for line in left} == {"gone", "left"}
+    for line in left:
+        assert (line["status"], line["finish_reason"]) == (499, "abort")
+        assert line["prompt_tokens"] == len(made.service.llm.loaded.tokenizer.encode("hello"))
+        assert 6 <= line["output_tokens"] < 2 * LONG["max_tokens"]
+
+
+def test_the_first_token_of_a_stream_is_counted_when_it_comes() -> None:
+    with running_server() as made, ThreadPoolExecutor(1) as pool:
+        name = 'tokenmill:time_to_first_token_seconds_count{model_name="fake"}'
+        made.model.gate.clear()
+        asked = pool.submit(made.complete, stream=True, max_tokens=50, ignore_eos=True)
+        wait_for(lambda: made.service.bridge.num_live == 1)
+        assert f"{name} 0.0" in made.client.get("/metrics").text
+        made.model.step_s = 0.1
+        made.model.gate.set()
+        wait_for(lambda: f"{name} 1.0" in made.client.get("/metrics").text)
+        assert made.service.bridge.num_live == 1
+        made.model.step_s = 0
+        assert asked.result().status_code == 200
+        assert f"{name} 1.0" in made.client.get("/metrics").text
+
+
 def test_metrics_have_the_names_of_vllm(shared: Running) -> None:
     shared.complete(max_tokens=4, ignore_eos=True, stream=True)
     shared.complete(max_tokens=4, ignore_eos=True)
@@ -332,6 +381,7 @@ def test_metrics_have_the_names_of_vllm(shared: Running) -> None:
         *("spec_decode_num_accepted_tokens_total", "iteration_tokens_total_count"),
     ):
         assert f"\ntokenmill:{name}{{" in text, name
+    assert "_created" not in text
     [count] = [line for line in text.splitlines() if "inter_token_latency_seconds_count" in line]
     assert float(count.split()[-1]) >= 6
 
