@@ -379,9 +379,13 @@ def test_metrics_have_the_names_of_vllm(shared: Running) -> None:
         *("request_prefill_time_seconds_sum", "request_decode_time_seconds_sum"),
         *("iteration_tokens_total_bucket", "spec_decode_num_draft_tokens_total"),
         *("spec_decode_num_accepted_tokens_total", "iteration_tokens_total_count"),
+        *("request_prompt_tokens_sum", "request_generation_tokens_sum", "request_params_n_count"),
+        *("request_params_max_tokens_sum", "request_time_per_output_token_seconds_count"),
+        *("request_inference_time_seconds_sum", "num_evictions_total", "cache_config_info"),
     ):
         assert f"\ntokenmill:{name}{{" in text, name
     assert "_created" not in text
+    assert "\nprocess_resident_memory_bytes " in text
     [count] = [line for line in text.splitlines() if "inter_token_latency_seconds_count" in line]
     assert float(count.split()[-1]) >= 6
 
