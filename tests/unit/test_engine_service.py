@@ -108,6 +108,16 @@ def test_samples_stream_side_by_side_and_end_one_by_one(llm: LLM) -> None:
     assert [delta.output for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
 
 
+def test_samples_that_end_together_are_all_there(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=5, max_tokens=4)
+    deltas = list(llm.stream("hello", params))
+    assert [delta.output is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    (whole,) = llm.generate("hello", params)
+    for sample in whole.outputs:
+        assert sample.text == Letters().text(sample.token_ids)
+        assert sample.text == "".join(d.text for d in deltas if d.index == sample.index)
+
+
 def test_logprobs_come_with_their_tokens(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=5, logprobs=2, prompt_logprobs=0)
     deltas = list(llm.stream("hello", params))
