@@ -167,6 +167,12 @@ class LiveStats(ResponseBody):
     blocks: str
 
 
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event; its data is JSON, or [DONE] at the end.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 _ERROR: dict[str, Any] = {"model": ErrorResponse, "description": "OpenAI's error object"}
 
 
@@ -174,11 +180,12 @@ def answers(model: type[ResponseBody], *, streams: bool = False) -> dict[int | s
     """The `responses` of a route: the shape of success, and that of every error."""
     success: dict[str, Any] = {"model": model}
     if streams:
-        success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        success["content"] = {"text/event-stream": {"schema": _EVENT}}
     return {200: success, "4XX": _ERROR, "5XX": _ERROR}
 
 
 def texts(media_type: str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route whose answers are text."""
-    success = {"content": {media_type: {"schema": {"type": "string"}}}}
+    schema = _EVENT if media_type == "text/event-stream" else {"type": "string"}
+    success = {"content": {media_type: {"schema": schema}}}
     return {200: success, "4XX": _ERROR, "5XX": _ERROR}
