@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from tokenmill.server.protocol import Patience, PatientProtocol, patient_protoco
 from tokenmill.server.service import Service
 
 _BACKLOG = 2048
+_OTHER_FILES = 256
+"""Open files beside connections."""
+
 _LAST_WORDS_S = 2.0
 """Time for what was aborted to be written out; at most a quarter of that for draining."""
 
@@ -62,6 +66,7 @@ def serve(
     True: every request had its answer before the time for draining was up.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _allow_files(config.max_connections + _OTHER_FILES)
     return asyncio.run(_serve(llm, config, bound, on_ready))
 
 
@@ -161,6 +166,15 @@ class Server(uvicorn.Server):
         finally:
             drained.cancel()
             self._service.encoder.close()
+
+
+def _allow_files(count: int) -> None:
+    """Open files for all connections, as far as the system lets us: the usual 1,024 are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _unbound(host: str, port: int, error: OSError) -> UsageError:
