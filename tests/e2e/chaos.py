@@ -36,6 +36,7 @@ class Chaos:
     client: httpx.AsyncClient
     rng: random.Random
     asks: list[dict[str, Any]]
+    huge_bytes: int  # more than the server takes
     expected: list[list[str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -113,7 +114,7 @@ class Chaos:
         assert response.json()["error"]["message"]
 
     async def huge_prompt(self, index: int) -> None:
-        prompt = self.rng.choice(("word " * 60_000, [1] * 100_000, "x" * 20_000_000))
+        prompt = self.rng.choice(("word " * 3_000, [1] * 5_000, "x" * self.huge_bytes))
         response = await self.client.post(PATH, json={"prompt": prompt})
         assert response.status_code in (400, 413), response.status_code
 
@@ -148,13 +149,19 @@ def make_asks(rng: random.Random, count: int = 12, max_tokens: int = 24) -> list
 
 
 async def run_chaos(
-    url: str, num_requests: int, *, concurrency: int = 24, max_tokens: int = 24, seed: int = 0
+    url: str,
+    num_requests: int,
+    *,
+    concurrency: int = 24,
+    max_tokens: int = 24,
+    seed: int = 0,
+    huge_bytes: int = 20_000_000,
 ) -> Chaos:
     """Learn the right answers, make chaos, and wait until the engine is idle."""
     rng = random.Random(seed)
     limits = httpx.Limits(max_connections=2 * concurrency)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        chaos = Chaos(client, rng, make_asks(rng, max_tokens=max_tokens))
+        chaos = Chaos(client, rng, make_asks(rng, max_tokens=max_tokens), huge_bytes)
         await chaos.learn()
         await chaos.run(num_requests, concurrency)
         give_up_s = time.monotonic() + 30

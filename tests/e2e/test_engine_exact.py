@@ -4,14 +4,18 @@ The same requests, all at once, through engines that share beginnings, guess ahe
 blocks; each must say what it says alone in an engine that does none of that.
 """
 
+import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from tokenmill import LLM, SamplingParams
-from tokenmill.engine.outputs import RequestOutput
+from tokenmill.engine.outputs import OutputDelta, RequestOutput
+from tokenmill.engine.request import Delivery, Request
 from tokenmill.engine.speculation import Speculator
 from tokenmill.engine.stats import EngineStats
 
@@ -94,3 +98,54 @@ def test_a_request_says_what_it_says_alone(
         stats = llm.engine.stats()
     assert happened(stats), stats
     assert stats.num_used_blocks == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_comings_and_goings_change_nothing(
+    smollm2: Path, alone: list[RequestOutput], seed: int
+) -> None:
+    """Requests come at random steps with random priorities, among others whose callers leave."""
+    rng = random.Random(seed)
+    options = {
+        "kv_cache_memory_bytes": rng.choice([8_000_000, 12_000_000]),
+        "max_num_seqs": rng.choice([3, 6, 20]),
+        "max_num_batched_tokens": rng.choice([24, 64, 96]),
+        "speculative": rng.choice(["off", "ngram"]),
+    }
+    events: SimpleQueue[list[Delivery]] = SimpleQueue()
+    kept: dict[Request, int] = {}
+    outputs: dict[Request, RequestOutput] = {}
+    with engine(smollm2, **options) as llm:
+        plan = [(index, leaves) for index in range(len(REQUESTS)) for leaves in (False, True)]
+        rng.shuffle(plan)
+        for index, leaves in plan:
+            request = llm.make_request(
+                *REQUESTS[index],
+                sink=events.put,
+                priority=rng.choice([-1, 0, 0, 1]),
+                cache_salt=rng.choice(["", "", "tenant"]),
+            )
+            kept[request] = index
+            llm.engine.submit([request])
+            wait_for_steps(llm, rng.randrange(12))
+            if leaves:
+                llm.engine.abort([request])
+        while len(outputs) < len(plan):
+            for request, event in events.get(timeout=120):
+                assert isinstance(event, OutputDelta)
+                assert event.output is not None
+                outputs[request] = event.output
+        assert llm.engine.stats().num_used_blocks == 0
+    for request, index in kept.items():
+        for got, wanted in zip(outputs[request].outputs, alone[index].outputs, strict=True):
+            if got.finish_reason == "abort":
+                assert got.token_ids == wanted.token_ids[: len(got.token_ids)]
+            else:
+                assert got == wanted
+
+
+def wait_for_steps(llm: LLM, count: int) -> None:
+    """Until the engine has done so many steps more, or has nothing left to do."""
+    last = llm.engine.stats().num_steps + count
+    while llm.engine.stats().num_steps < last and llm.engine.heartbeat().has_work:
+        time.sleep(0.001)

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+import tokenmill
 from tests.e2e.command import ANSWER, QUESTION
 from tests.e2e.server_process import ServerProcess, serving
 
@@ -226,6 +227,95 @@ def test_conversations_share_their_beginning_and_keep_their_words(client: OpenAI
     alone = [ask(topic) for topic in topics]
     with ThreadPoolExecutor(len(topics)) as pool:
         assert list(pool.map(ask, topics)) == alone
+
+
+def test_prompt_logprobs(client: OpenAI) -> None:
+    extra = {"prompt_logprobs": 2}
+    choice = complete(client, extra_body=extra).choices[0]
+    first, *rest = choice.prompt_logprobs
+    assert first is None
+    assert all({"logprob", "rank", "decoded_token"} == set(v) for e in rest for v in e.values())
+    assert chat(client, extra_body=extra).prompt_logprobs[0] is None
+
+
+def test_a_prompt_is_truncated_from_the_left(client: OpenAI) -> None:
+    extra = {"truncate_prompt_tokens": 3, "return_token_ids": True}
+    whole = complete(client, extra_body={"return_token_ids": True}).choices[0].prompt_token_ids
+    assert complete(client, extra_body=extra).choices[0].prompt_token_ids == whole[-3:]
+    assert complete(client, extra_body=extra).usage.prompt_tokens == 3
+
+
+def test_the_template_gets_more_and_special_tokens_may_be_added(client: OpenAI) -> None:
+    plain = chat(client, max_tokens=1, extra_body={"return_token_ids": True})
+    extra = {
+        **{"chat_template_kwargs": {"flag": True}, "add_special_tokens": True},
+        "return_token_ids": True,
+    }
+    assert chat(client, max_tokens=1, extra_body=extra).prompt_token_ids == plain.prompt_token_ids
+    extra = {"add_special_tokens": False}
+    assert complete(client, extra_body=extra).choices[0].text == complete(client).choices[0].text
+    with pytest.raises(openai.BadRequestError, match=r"chat_template_kwargs\.messages"):
+        chat(client, extra_body={"chat_template_kwargs": {"messages": []}})
+
+
+def test_echo_of_a_continued_message(client: OpenAI) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "The capital of France is"}]
+    extra = {"add_generation_prompt": False, "continue_final_message": True, "echo": True}
+    ask = {"messages": messages, "extra_body": extra, "max_tokens": 4}
+    text = chat(client, **ask).choices[0].message.content
+    assert text.startswith("The capital of France is Paris")
+    said = [c.delta.content or "" for e in chat(client, **ask, stream=True) for c in e.choices]
+    assert "".join(said) == text
+
+
+def test_usage_while_it_streams(client: OpenAI) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(chat(client, max_tokens=6, stream=True, stream_options=options))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
+
+
+def test_token_ids_of_a_stream(client: OpenAI, lenient: OpenAI) -> None:
+    extra = {"return_token_ids": True}
+    whole = chat(client, max_tokens=6, extra_body=extra)
+    chunks = list(chat(client, max_tokens=6, stream=True, extra_body=extra))
+    said = [choice for chunk in chunks for choice in chunk.choices]
+    ids = [i for choice in said for i in getattr(choice, "token_ids", [])]
+    assert ids == whole.choices[0].token_ids
+    assert chunks[0].prompt_token_ids == whole.prompt_token_ids
+    chunks = list(complete(lenient, stream=True, extra_body=extra))
+    ids = [i for chunk in chunks for choice in chunk.choices for i in choice.token_ids]
+    assert ids == complete(client, extra_body=extra).choices[0].token_ids
+
+
+def test_several_samples_stream_side_by_side(client: OpenAI, lenient: OpenAI) -> None:
+    ask = {"temperature": 1.1, "seed": 4, "n": 3, "max_tokens": 8}
+    texts = {0: "", 1: "", 2: ""}
+    for chunk in chat(client, **ask, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert list(texts.values()) == [c.message.content for c in chat(client, **ask).choices]
+    texts = {0: "", 1: "", 2: ""}
+    for chunk in complete(lenient, **ask, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert list(texts.values()) == [c.text for c in complete(client, **ask).choices]
+
+
+def test_the_other_routes(client: OpenAI, server: ServerProcess) -> None:
+    for path in ("/health", "/live", "/ready"):  # without a key
+        assert httpx.get(server.url + path).json() == {"status": "ok"}
+    headers = {"Authorization": "Bearer sesame"}
+    version = httpx.get(f"{server.url}/version", headers=headers).json()
+    assert version == {"version": tokenmill.__version__}
+    for path, kind in (("/docs", "text/html"), ("/openapi.json", "application/json")):
+        assert httpx.get(server.url + path).status_code == 401
+        answer = httpx.get(server.url + path, headers=headers)
+        assert answer.headers["content-type"].startswith(kind)
+        assert "/v1/chat/completions" in answer.text
+    metrics = httpx.get(f"{server.url}/metrics", headers=headers).text
+    assert f'tokenmill:generation_tokens_total{{model_name="{MODEL}"}}' in metrics
 
 
 def test_metrics_and_the_log_after_all_that(client: OpenAI, server: ServerProcess) -> None:

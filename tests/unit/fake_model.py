@@ -18,6 +18,8 @@ from tokenmill.backends.base import (
 )
 from tokenmill.engine.sequence import Sequence
 
+_POSITIONS = np.arange(4096)
+
 
 def make_limits(**changes: int) -> StepLimits:
     sizes = {
@@ -45,11 +47,15 @@ class FakeModel:
     fail_at_step: int | None = None
     steps: list[StepInput] = field(default_factory=list)
     is_closed: bool = False
+    is_warm: bool = False
 
     def __post_init__(self) -> None:
         self._cache = np.full((self.limits.blocks, BLOCK_SIZE, 2), -1, np.int64)
         self._slots = np.full(self.limits.slots, -1, np.int64)
         self._posted: StepInput | None = None
+
+    def warm_up(self) -> None:
+        self.is_warm = True
 
     def post(self, step: StepInput) -> None:
         assert self._posted is None, "a step is in flight already"
@@ -82,11 +88,11 @@ class FakeModel:
         assert step.block_tables.shape[0] <= limits.sequences
         assert step.block_tables.shape[1] == limits.blocks_per_sequence
         assert len(step.rows) <= limits.rows
-        assert (np.diff(step.rows) > 0).all()
-        steps = np.diff(step.sequences)
+        assert (step.rows[1:] > step.rows[:-1]).all()
+        steps = step.sequences[1:] - step.sequences[:-1]
         assert step.sequences[0] == 0
         assert set(steps.tolist()) <= {0, 1}
-        assert (np.diff(step.positions)[steps == 0] == 1).all()
+        assert ((step.positions[1:] - step.positions[:-1])[steps == 0] == 1).all()
         for array in (step.tokens, step.positions, step.sequences, step.block_tables, step.rows):
             assert array.dtype == np.int32
             assert array.flags.c_contiguous
@@ -101,7 +107,8 @@ class FakeModel:
         blocks = step.block_tables[step.sequences, step.positions // BLOCK_SIZE]
         places = blocks.astype(np.int64) * BLOCK_SIZE + step.positions % BLOCK_SIZE
         assert len(set(places.tolist())) == len(places), "two tokens are written to one place"
-        self._cache.reshape(-1, 2)[places] = np.stack([tokens, step.positions], axis=1)
+        cache = self._cache.reshape(-1, 2)
+        cache[places, 0], cache[places, 1] = tokens, step.positions
 
     def _sample(self, step: StepInput, row: int) -> int:
         assert step.sampling is not None
@@ -239,7 +246,9 @@ def expected_output(sequence: Sequence, vocab_size: int = 1000) -> list[int]:
 
 def seen_of(tokens: list[int]) -> npt.NDArray[np.int64]:
     """What the cache shows where nothing at all goes wrong: (token, position) [n, 2]."""
-    return np.stack([np.array(tokens), np.arange(len(tokens))], axis=1).astype(np.int64)
+    seen = np.empty((len(tokens), 2), np.int64)
+    seen[:, 0], seen[:, 1] = tokens, _POSITIONS[: len(tokens)]
+    return seen
 
 
 def _f32(value: float) -> float:

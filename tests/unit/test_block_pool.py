@@ -53,6 +53,19 @@ def test_a_free_block_can_be_revived() -> None:
     assert pool.allocate(1) != table
 
 
+def test_an_eviction_is_the_loss_of_what_could_be_found() -> None:
+    pool = BlockPool(4)
+    blocks = pool.allocate(3)
+    for block in blocks[:2]:
+        pool.name(block, bytes([block]))
+    pool.free(blocks)
+    pool.share(pool.find([bytes([blocks[0]])]))  # found in time
+    pool.free(blocks[:1])
+    assert (pool.num_evictions, pool.last_evicted()) == (0, [])
+    pool.allocate(4)
+    assert (pool.num_evictions, pool.last_evicted()) == (2, [blocks[1], blocks[0]])
+
+
 def test_freeing_twice_is_a_bug() -> None:
     pool = BlockPool(1)
     table = pool.allocate(1)

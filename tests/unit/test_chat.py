@@ -226,6 +226,39 @@ def test_threads_share_a_template() -> None:
     assert set(texts) == {ChatTemplate(CHATML).render(TALK)}
 
 
+def test_no_rendering_waits_for_another() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    with template._template("default") as busy:
+        assert template.render(USER) == "hi"
+        assert busy.render(messages=USER) == "hi"
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "end"),
+    [
+        (CHATML, "It is", "assistant\nIt is"),
+        (CHATML, "It is ", "assistant\nIt is "),
+        (CHATML, "n", "assistant\nn"),
+        (CHATML, "<|im_end|>", "assistant\n<|im_end|>"),
+        (CHATML, "", "assistant\n"),
+        (CHATML.replace("or '')", "or '') | trim"), "It is ", "assistant\nIt is"),
+    ],
+)
+def test_the_last_message_can_be_left_open(template: str, said: str, end: str) -> None:
+    talk = [*USER, {"role": "assistant", "content": said}]
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    assert ChatTemplate(template).render(talk, **options).endswith(end)
+    parts = [*USER, {"role": "assistant", "content": [{"type": "text", "text": said}]}]
+    assert ChatTemplate(template).render(parts, **options).endswith(end)
+
+
+def test_a_message_that_is_left_out_cannot_be_continued() -> None:
+    with pytest.raises(UsageError, match="continue_final_message has nothing to continue"):
+        ChatTemplate("{{ messages[0].content }}").render(
+            TALK, add_generation_prompt=False, continue_final_message=True
+        )
+
+
 def test_an_error_of_the_template_is_readable() -> None:
     with pytest.raises(UsageError, match="cannot render these messages: TypeError"):
         ChatTemplate("{{ 'x' + 1 }}").render(USER)

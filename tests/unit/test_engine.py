@@ -333,3 +333,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, tokenmill; print(sorted(m for m in sys.modules if 'numpy' in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_work_that_no_step_can_be_planned_for_ends_the_engine() -> None:
+    """It must not look healthy for ever."""
+    with make_llm() as llm:
+        llm.engine._loop.scheduler.schedule = lambda budget: None
+        with pytest.raises(EngineDeadError, match="1 wait, but no step can be planned"):
+            llm.generate("a", GREEDY)
+        assert not llm.engine.heartbeat().is_alive

@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 from fake_model import FakeModel, make_limits
 from test_engine import Letters, SlowModel, make_llm
 
 from tokenmill import LLM, SamplingParams
+from tokenmill.cli.serve import capacity
 from tokenmill.engine.engine import DrainingError, QueueFullError
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
 from tokenmill.engine.request import Delivery, Request
@@ -106,6 +108,16 @@ def test_samples_stream_side_by_side_and_end_one_by_one(llm: LLM) -> None:
     assert [delta.output for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
 
 
+def test_samples_that_end_together_are_all_there(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=5, max_tokens=4)
+    deltas = list(llm.stream("hello", params))
+    assert [delta.output is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    (whole,) = llm.generate("hello", params)
+    for sample in whole.outputs:
+        assert sample.text == Letters().text(sample.token_ids)
+        assert sample.text == "".join(d.text for d in deltas if d.index == sample.index)
+
+
 def test_logprobs_come_with_their_tokens(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=5, logprobs=2, prompt_logprobs=0)
     deltas = list(llm.stream("hello", params))
@@ -179,7 +191,7 @@ def test_the_end_of_a_long_prompt_is_kept(llm: LLM) -> None:
     assert output.prompt_token_ids == [11, 11, 14]
     params = SamplingParams(temperature=0, max_tokens=12, truncate_prompt_tokens=-1)
     (output,) = llm.generate("ab" * 100, params)
-    assert (output.num_prompt_tokens, output.num_output_tokens) == (88, 12)
+    assert (output.num_prompt_tokens, output.num_output_tokens) == (99, 1)
 
 
 @pytest.mark.parametrize(
@@ -301,13 +313,15 @@ def test_a_heartbeat_tells_a_stuck_engine_from_an_idle_one(slow: tuple[LLM, Slow
     llm, model = slow
     assert llm.engine.heartbeat().is_alive
     assert not llm.engine.heartbeat().has_work
-    time.sleep(0.05)
+    llm.engine._beat_s -= 1000  # nobody asked for anything all the while
     box = Mailbox()
     llm.engine.submit([llm.make_request("a", GREEDY, sink=box.put)])
     first = llm.engine.heartbeat()
     assert first.has_work
-    time.sleep(0.02)
-    assert llm.engine.heartbeat().idle_s > first.idle_s + 0.01
+    assert first.idle_s < 500
+    wait_for(lambda: len(model.steps) > 0)
+    first = llm.engine.heartbeat()
+    wait_for(lambda: llm.engine.heartbeat().idle_s > first.idle_s + 0.02)
     model.gate.set()
     box.until_finished(1)
     assert not llm.engine.heartbeat().has_work
@@ -332,6 +346,43 @@ def test_a_low_priority_value_overtakes_the_queue() -> None:
         llm.engine.submit(requests)
         model.gate.set()
         assert next(iter(box.until_finished(3))) is requests[2]
+
+
+def test_a_draft_model_is_loaded_warmed_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = FakeModel(make_limits(blocks=7))
+    asked = []
+
+    def load(config, progress, target):
+        asked.append(
+            (config.model, config.speculative, config.kv_cache_memory_bytes, target.blocks)
+        )
+        return SimpleNamespace(compiled=draft)
+
+    monkeypatch.setattr("tokenmill.engine.llm._load", load)
+    options = {"speculative": "small", "kv_cache_memory_bytes": 5}
+    with make_llm(options=options) as llm:
+        assert asked == [("small", "off", None, 24)]
+        llm.warm_up()
+        assert llm.loaded.compiled.is_warm
+        assert draft.is_warm
+        told = (
+            "room for 3 sequences of 100 tokens in a KV cache of 384; the draft model's holds 112"
+        )
+        assert capacity(llm) == told
+        assert llm.generate("hello", GREEDY)
+    assert draft.is_closed
+
+
+def test_a_draft_model_of_other_tokens_is_refused_and_nothing_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draft, model = FakeModel(make_limits(vocab_size=9)), FakeModel(make_limits())
+    loaded = SimpleNamespace(compiled=draft)
+    monkeypatch.setattr("tokenmill.engine.llm._load", lambda *_, **__: loaded)
+    with pytest.raises(UsageError, match="same tokenizer"):
+        make_llm(model, options={"speculative": "small"})
+    assert draft.is_closed
+    assert model.is_closed
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -5,6 +5,7 @@ far too small. Whatever happens, each sequence says exactly what it says alone.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,22 +76,23 @@ PARAMS = st.fixed_dictionaries(
         "allowed_token_ids": st.just([3, 5, 7, 11]),
     },
 )
-ARRIVALS = st.lists(
-    st.builds(
+
+
+def arrivals(*, most: int, prompt_len: st.SearchStrategy[int]) -> st.SearchStrategy[list[Arrival]]:
+    """Up to so many requests."""
+    arrival = st.builds(
         Arrival,
         turn=st.integers(0, 12),
         family=st.integers(0, 3),
-        prompt_len=st.one_of(st.integers(1, 70), st.sampled_from([16, 32, 48])),
+        prompt_len=prompt_len,
         n=st.sampled_from([1, 1, 1, 2, 3]),
         priority=st.sampled_from([0, 0, 0, -1, 1]),
         salt=st.sampled_from(["", "", "tenant"]),
         leaves=st.one_of(st.none(), st.none(), st.integers(0, 60)),
         params=PARAMS,
         bad_words=st.sampled_from([[], [], [[5]], [[5, 7], [9, 2, 1]]]),
-    ),
-    min_size=1,
-    max_size=8,
-)
+    )
+    return st.lists(arrival, min_size=1, max_size=most)
 
 
 class ErringModel(FakeModel):
@@ -146,24 +148,51 @@ def run(
     pytest.fail("it does not end")
 
 
-@settings(max_examples=500, deadline=None)
+OPTIONS = st.fixed_dictionaries(
+    {
+        "tokens": st.integers(1, 40),
+        "slots": st.integers(1, 5),
+        "num_more_rows": st.integers(0, 6),
+        "has_prefix_cache": st.sampled_from([True, True, False]),
+        "drafts": DRAFTERS,
+        "draft_errs": st.booleans(),
+        "num_drafts": st.integers(1, 7),
+    }
+)
+
+
+@settings(max_examples=1200, deadline=None)
 @given(
-    arrivals=ARRIVALS,
-    tokens=st.integers(1, 40),
-    slots=st.integers(1, 5),
-    num_more_rows=st.integers(0, 6),
+    few=arrivals(most=3, prompt_len=st.one_of(st.integers(1, 34), st.sampled_from([16, 32]))),
+    blocks=st.integers(3, 6),
+    options=OPTIONS,
+)
+def test_in_short_contexts_every_sequence_says_what_it_says_alone(
+    few: list[Arrival], blocks: int, options: dict[str, Any]
+) -> None:
+    check_schedule(few, blocks=blocks, blocks_per_sequence=3, **options)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    many=arrivals(most=8, prompt_len=st.one_of(st.integers(1, 70), st.sampled_from([16, 32, 48]))),
     blocks=st.integers(5, 16),
-    has_prefix_cache=st.sampled_from([True, True, False]),
-    drafts=DRAFTERS,
-    draft_errs=st.booleans(),
-    num_drafts=st.integers(1, 7),
+    options=OPTIONS,
 )
 def test_every_sequence_says_what_it_says_alone(
+    many: list[Arrival], blocks: int, options: dict[str, Any]
+) -> None:
+    check_schedule(many, blocks=blocks, blocks_per_sequence=8, **options)
+
+
+def check_schedule(
     arrivals: list[Arrival],
+    *,
     tokens: int,
     slots: int,
     num_more_rows: int,
     blocks: int,
+    blocks_per_sequence: int,
     has_prefix_cache: bool,
     drafts: str | dict[str, int] | None,
     draft_errs: bool,
@@ -175,6 +204,7 @@ def test_every_sequence_says_what_it_says_alone(
         sequences=slots,
         rows=slots + num_more_rows,
         blocks=blocks,
+        blocks_per_sequence=blocks_per_sequence,
         vocab_size=VOCAB,
         logprobs=5,
     )

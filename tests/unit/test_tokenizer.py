@@ -283,3 +283,15 @@ def test_a_vocabulary_as_qwens_has_all_added_entries_and_no_padding(tmp_path: Pa
         assert tokenizer.decode(range(first, after)) == "".join(QWEN_ADDED[QWEN_NUM_SPECIAL:])
         with pytest.raises(UsageError, match=f"token id {after} "):
             tokenizer.decode([after])
+
+
+@pytest.mark.parametrize("unit", ["Hello, world <|im_end|>", "\u0065\u0301\n", "1 2\t"])
+def test_a_long_text_is_encoded_as_a_short_one_is(unit: str) -> None:
+    text = (unit * 5000)[:50_000]
+    expected = TOKENIZER._backend.encode(text).ids
+    assert TOKENIZER.encode(text) == expected
+
+
+@given(st.text(max_size=60))
+def test_no_text_of_few_tokens_is_longer_than_said(text: str) -> None:
+    assert len(text) <= TOKENIZER.max_chars(len(TOKENIZER.encode(text)))

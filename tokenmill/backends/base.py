@@ -130,6 +130,10 @@ class CompiledModel(Protocol):
     @property
     def limits(self) -> StepLimits: ...
 
+    def warm_up(self) -> None:
+        """Have ready what steps of all sizes need, so that none waits for it; may take seconds."""
+        ...
+
     def post(self, step: StepInput) -> None:
         """Start a step and return at once. At most one step is in flight."""
         ...

@@ -15,7 +15,11 @@ TOP_P = 0.95
 
 _ENGINE_FIELDS = (
     *("model", "quantization", "activations", "kv_cache"),
-    *("threads", "max_model_len", "offline"),
+    *("threads", "max_model_len", "speculative", "num_speculative_tokens", "offline"),
+)
+_SCHEDULING_FIELDS = (
+    *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+    "enable_prefix_caching",
 )
 _SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
 
@@ -52,7 +56,46 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="tokens of prompt and answer together"
     )
+    group.add_argument(
+        "--speculative",
+        metavar="WHAT",
+        default="off",
+        help="guess tokens ahead: off, ngram (from the text itself), or a small model with the "
+        "same tokenizer; what is said stays the same (default: %(default)s)",
+    )
+    group.add_argument(
+        "--num-speculative-tokens",
+        type=int,
+        metavar="N",
+        default=EngineConfig().num_speculative_tokens,
+        help="guesses for a sequence in one step, at most (default: %(default)s)",
+    )
     group.add_argument("--offline", action="store_true", help="do not use the network")
+
+
+def add_scheduling_arguments(parser: ArgumentParser) -> None:
+    """What is shared by many requests; `make_engine_config` takes it where it is given."""
+    group = parser.add_argument_group("scheduling")
+    defaults = EngineConfig()
+    for flag, default, text in (
+        ("--max-num-seqs", defaults.max_num_seqs, "sequences that run at the same time"),
+        ("--max-num-batched-tokens", defaults.max_num_batched_tokens, "tokens in one step"),
+    ):
+        group.add_argument(
+            flag, type=int, metavar="N", default=default, help=f"{text} (default: %(default)s)"
+        )
+    group.add_argument(
+        "--kv-cache-memory-bytes",
+        type=int,
+        metavar="N",
+        help="memory for keys and values (default: a part of what is free)",
+    )
+    group.add_argument(
+        "--no-prefix-caching",
+        action="store_false",
+        dest="enable_prefix_caching",
+        help="compute every prompt from its beginning",
+    )
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> None:
@@ -83,6 +126,7 @@ def add_sampling_arguments(parser: ArgumentParser) -> None:
 def make_engine_config(values: dict[str, object]) -> EngineConfig:
     """The configuration in the parsed values; UsageError where one is out of range."""
     fields: dict[str, object] = {name: values[name] for name in _ENGINE_FIELDS}
+    fields |= {name: values[name] for name in _SCHEDULING_FIELDS if name in values}
     return EngineConfig(**fields)  # type: ignore[arg-type]  # it checks them itself
 
 

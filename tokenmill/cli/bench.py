@@ -50,6 +50,7 @@ def _add_throughput_arguments(parser: ArgumentParser) -> None:
     bench_arguments.add_eos_argument(parser)
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result")
     arguments.add_engine_arguments(parser)
+    arguments.add_scheduling_arguments(parser)
 
 
 def _add_latency_arguments(parser: ArgumentParser) -> None:
@@ -66,6 +67,7 @@ def _add_latency_arguments(parser: ArgumentParser) -> None:
         )
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result")
     arguments.add_engine_arguments(parser)
+    arguments.add_scheduling_arguments(parser)
 
 
 def _serve(values: dict[str, Any]) -> None:
@@ -82,8 +84,9 @@ def _serve(values: dict[str, Any]) -> None:
     options = bench_arguments.make_target_options(values, ignore_eos=ignore_eos)
     rate = values["request_rate"]
     check_arrivals(1.0 if rate is None else rate, values["burstiness"])
-    if not values["trace_speed"] > 0:
-        raise UsageError(f"--trace-speed is {values['trace_speed']:g}, but must be above 0")
+    speed = _trace_speed(values)
+    metadata = bench_arguments.make_metadata(values)
+    bench_arguments.make_result_path(values, "")  # what is wrong with it is said before the run
     target = Target(options)
     requests, warm_ups = _load_requests(target, dataset, values)
     timed = schedule(
@@ -91,17 +94,29 @@ def _serve(values: dict[str, Any]) -> None:
         rate=rate,
         burstiness=values["burstiness"],
         seed=dataset.seed,
-        speed=values["trace_speed"],
+        speed=speed,
     )
     run = asyncio.run(_run(target, timed, warm_ups, values["max_concurrency"]))
     result = summarize(run.records, run.duration_s, metrics)
     report.print_report(result, run, metrics)
-    document = {**_settings(values, target.model, len(requests)), **result}
+    settings = _settings(values, target, len(requests))
+    document = {**metadata, **settings, **result}
     if values["save_detailed"]:
         document |= details(run.records)
     _save(values, document, run, target.model)
     if not result["completed"]:
         raise TokenmillError(f"all {len(run.records)} requests failed, for the reasons above")
+
+
+def _trace_speed(values: dict[str, Any]) -> float:
+    speed: float | None = values["trace_speed"]
+    if speed is None:
+        return 1.0
+    if values["request_rate"] is not None:
+        raise UsageError("--trace-speed plays a trace's arrivals, which --request-rate replaces")
+    if not speed > 0:
+        raise UsageError(f"--trace-speed is {speed:g}, but must be above 0")
+    return speed
 
 
 def _ignores_eos(values: dict[str, Any], dataset: "DatasetOptions") -> bool:
@@ -163,15 +178,16 @@ async def _run(
     return run
 
 
-def _settings(values: dict[str, Any], model: str, num_prompts: int) -> dict[str, object]:
+def _settings(values: dict[str, Any], target: "Target", num_prompts: int) -> dict[str, object]:
     """What was measured and how, beside the result."""
     rate = values["request_rate"]
+    backend = "openai-chat" if "chat" in target.options.endpoint else values["backend"]
     return {
         "date": f"{datetime.now():%Y%m%d-%H%M%S}",
-        "endpoint_type": "openai-chat" if "chat" in values["endpoint"] else "openai",
-        "backend": "openai-chat" if "chat" in values["endpoint"] else "openai",
+        "endpoint_type": backend,
+        "backend": backend,
         "label": None,
-        "model_id": model,
+        "model_id": target.model,
         "tokenizer_id": values["tokenizer"],
         "num_prompts": num_prompts,
         "request_rate": "inf" if rate is None or rate == float("inf") else rate,
@@ -184,11 +200,10 @@ def _save(values: dict[str, Any], document: dict[str, object], run: "Run", model
     from tokenmill.loadgen import report
     from tokenmill.loadgen.plot import draw_run
 
-    path: Path | None = values["save_result"]
+    base = model.rpartition("/")[2]
+    name = f"{document['backend']}-{document['request_rate']}qps-{base}-{document['date']}.json"
+    path = bench_arguments.make_result_path(values, name)
     if path is not None:
-        if path == Path():
-            base = model.rpartition("/")[2]
-            path = Path(f"openai-{document['request_rate']}qps-{base}-{document['date']}.json")
         report.save_json(path, document)
         print(f"saved {path}", file=sys.stderr)
     if values["plot"] is not None:

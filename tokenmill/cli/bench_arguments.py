@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from tokenmill.loadgen.target import TargetOptions
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_ENDPOINTS = {
+    # backend: endpoint
+    "openai": "/v1/completions",
+    "vllm": "/v1/completions",
+    "openai-chat": "/v1/chat/completions",
+}
 
 
 def add_dataset_arguments(parser: ArgumentParser) -> None:
@@ -100,14 +106,19 @@ def add_eos_argument(parser: ArgumentParser) -> None:
 def add_target_arguments(parser: ArgumentParser) -> None:
     """What `make_target_options` takes."""
     group = parser.add_argument_group("the server")
+    group.add_argument("--base-url", metavar="URL", help="instead of --host and --port")
+    group.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="default: %(default)s")
     group.add_argument(
-        "--base-url", default="http://127.0.0.1:8000", metavar="URL", help="default: %(default)s"
+        "--backend",
+        default="openai",
+        choices=tuple(_ENDPOINTS),
+        help="vllm bench's name for the endpoint (default: %(default)s)",
     )
     group.add_argument(
         "--endpoint",
-        default="/v1/completions",
-        choices=("/v1/completions", "/v1/chat/completions"),
-        help="default: %(default)s",
+        choices=tuple(dict.fromkeys(_ENDPOINTS.values())),
+        help="default: that of the backend",
     )
     group.add_argument("--model", metavar="NAME", help="default: the first that the server lists")
     group.add_argument("--api-key", metavar="KEY", help=f"default: the variable {KEY_VARIABLE}")
@@ -135,8 +146,8 @@ def make_target_options(values: dict[str, Any], *, ignore_eos: bool) -> "TargetO
     from tokenmill.loadgen.target import TargetOptions
 
     return TargetOptions(
-        base_url=values["base_url"],
-        endpoint=values["endpoint"],
+        base_url=values["base_url"] or f"http://{_in_url(values['host'])}:{values['port']}",
+        endpoint=values["endpoint"] or _ENDPOINTS[values["backend"]],
         model=values["model"],
         api_key=values["api_key"] or os.environ.get(KEY_VARIABLE) or None,
         temperature=values["temperature"],
@@ -146,6 +157,10 @@ def make_target_options(values: dict[str, Any], *, ignore_eos: bool) -> "TargetO
     )
 
 
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def add_traffic_arguments(parser: ArgumentParser) -> None:
     """When requests are sent."""
     group = parser.add_argument_group("when")
@@ -153,7 +168,8 @@ def add_traffic_arguments(parser: ArgumentParser) -> None:
         "--request-rate",
         type=float,
         metavar="R",
-        help="requests a second on average (default: those of the trace, else all at once)",
+        help="requests a second on average, which replace a trace's arrivals (default: those of "
+        "the trace, else all at once)",
     )
     group.add_argument(
         "--burstiness",
@@ -165,7 +181,6 @@ def add_traffic_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--trace-speed",
         type=float,
-        default=1.0,
         metavar="X",
         help="play the arrivals of a trace so many times as fast (default: 1)",
     )
@@ -208,6 +223,15 @@ def add_result_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="write the result as JSON (default name: from the rate, the model and the date)",
     )
+    group.add_argument("--result-dir", type=Path, metavar="DIR", help="folder of the result")
+    group.add_argument("--result-filename", type=Path, metavar="FILE", help="its name there")
+    group.add_argument(
+        "--metadata",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="put these beside the result, to tell runs apart",
+    )
     group.add_argument(
         "--save-detailed", action="store_true", help="with an entry for each request"
     )
@@ -224,6 +248,29 @@ def make_metric_options(values: dict[str, Any]) -> "MetricOptions":
         percentiles=tuple(_number("--metric-percentiles", word) for word in percentiles),
         goodput=dict(_limit(word) for word in values["goodput"]),
     )
+
+
+def make_metadata(values: dict[str, Any]) -> dict[str, str]:
+    """The pairs of --metadata; UsageError for a word that is none."""
+    pairs = [word.partition("=") for word in values["metadata"]]
+    for name, separator, _ in pairs:
+        if not (name and separator):
+            raise UsageError(f"--metadata has {name!r}, but must be like version=1.2")
+    return {name: value for name, _, value in pairs}
+
+
+def make_result_path(values: dict[str, Any], default_name: str) -> Path | None:
+    """Where the result is written; None: nowhere."""
+    given: Path | None = values["save_result"]
+    name: Path | None = values["result_filename"]
+    if given is not None and given != Path() and name is not None:
+        raise UsageError("--save-result and --result-filename both name the file: give one")
+    if given is None and name is None and values["result_dir"] is None:
+        return None
+    if given in (None, Path()):
+        given = name or Path(default_name)
+    assert given is not None
+    return (values["result_dir"] or Path()) / given
 
 
 def _limit(word: str) -> tuple[str, float]:

@@ -14,16 +14,7 @@ def open_llm(config: EngineConfig) -> "LLM":
     """Load a model, with progress on standard error; the caller closes it."""
     from tokenmill.engine.llm import LLM
 
-    return LLM(
-        config.model,
-        quantization=config.quantization,
-        activations=config.activations,
-        kv_cache=config.kv_cache,
-        threads=config.threads,
-        max_model_len=config.max_model_len,
-        offline=config.offline,
-        progress=make_progress(),
-    )
+    return LLM.from_config(config, progress=make_progress())
 
 
 def check_text(text: str, what: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.cli import arguments
-from tokenmill.cli.progress import make_progress
+from tokenmill.cli.loading import open_llm
 from tokenmill.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     _add_server_arguments(parser)
     arguments.add_engine_arguments(parser)
-    _add_scheduling_arguments(parser)
+    arguments.add_scheduling_arguments(parser)
+    _add_traffic_arguments(parser)
 
 
 def _add_server_arguments(parser: ArgumentParser) -> None:
@@ -52,14 +53,15 @@ def _add_server_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="file with a key a line; the variable TOKENMILL_API_KEY holds keys, too",
     )
-    group.add_argument(
-        "--max-body-bytes",
-        type=int,
-        metavar="N",
-        default=16 * 2**20,
-        help="largest body of a request (default: %(default)s)",
-    )
+    for name, most, text in (
+        ("--max-body-bytes", 16 * 2**20, "largest body of a request"),
+        ("--max-connections", 2048, "connections at a time"),
+    ):
+        group.add_argument(
+            name, type=int, metavar="N", default=most, help=f"{text} (default: %(default)s)"
+        )
     for flag, default, text in (
+        ("--body-timeout", 60.0, "time in which a request's body must arrive"),
         ("--drain-timeout", 30.0, "time for running requests after SIGTERM"),
         ("--stall-timeout", 4.0, "time without a step, though there is work, until /health fails"),
     ):
@@ -76,17 +78,15 @@ def _plural(flag: str) -> str:
     return f"{flag.removeprefix('--').replace('-', '_')}s"
 
 
-def _add_scheduling_arguments(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("scheduling")
-    defaults = EngineConfig()
-    for flag, default, text in (
-        ("--max-num-seqs", defaults.max_num_seqs, "sequences that run at the same time"),
-        ("--max-num-batched-tokens", defaults.max_num_batched_tokens, "tokens in one step"),
-        ("--max-waiting", 1024, "requests that may wait; more are told to come back"),
-    ):
-        group.add_argument(
-            flag, type=int, metavar="N", default=default, help=f"{text} (default: %(default)s)"
-        )
+def _add_traffic_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("traffic")
+    group.add_argument(
+        "--max-waiting",
+        type=int,
+        metavar="N",
+        default=1024,
+        help="requests that may wait; more are told to come back (default: %(default)s)",
+    )
     group.add_argument(
         "--target-itl-ms",
         type=float,
@@ -94,15 +94,6 @@ def _add_scheduling_arguments(parser: ArgumentParser) -> None:
         default=40.0,
         help="gap between a stream's tokens that the prompts of others may cause; more answers new "
         "requests sooner (default: %(default)g)",
-    )
-    group.add_argument(
-        "--kv-cache-memory-bytes", type=int, metavar="N", help="memory for keys and values"
-    )
-    group.add_argument(
-        "--no-prefix-caching",
-        action="store_false",
-        dest="enable_prefix_caching",
-        help="compute every prompt from its beginning",
     )
 
 
@@ -116,6 +107,8 @@ def serve(
     allowed_origins: list[str],
     api_key_file: Path | None,
     max_body_bytes: int,
+    max_connections: int,
+    body_timeout: float,
     drain_timeout: float,
     stall_timeout: float,
     **values: object,
@@ -133,6 +126,8 @@ def serve(
         api_keys=gather_keys(api_keys, api_key_file),
         allowed_origins=tuple(allowed_origins),
         max_body_bytes=max_body_bytes,
+        max_connections=max_connections,
+        body_timeout_s=body_timeout,
         drain_timeout_s=drain_timeout,
         stall_timeout_s=stall_timeout,
     )
@@ -144,20 +139,14 @@ def _serve(engine_config: EngineConfig, config: "ServerConfig") -> None:
 
     _log_to_stderr()
     bound = serving.bind(config.host, config.port)
-    with bound, _open_llm(engine_config) as llm:
+    with bound, open_llm(engine_config) as llm:
         print(capacity(llm), file=sys.stderr)
-        _warm_up(llm)
+        llm.warm_up()
         address = serving.address_of(bound)
         is_drained = serving.serve(
             llm, config, bound, on_ready=lambda: print(_greeting(address, config), file=sys.stderr)
         )
     print("stopped" if is_drained else "stopped; some answers were cut off", file=sys.stderr)
-
-
-def _open_llm(config: EngineConfig) -> "LLM":
-    from tokenmill.engine.llm import LLM
-
-    return LLM.from_config(config, progress=make_progress())
 
 
 def _name_of(model: str) -> str:
@@ -168,29 +157,16 @@ def _name_of(model: str) -> str:
 
 def capacity(llm: "LLM") -> str:
     """In plain words, what fits into the KV cache."""
-    stats = llm.engine.stats()
-    length = min(llm.max_model_len, _SHOWN_LEN)
-    num_tokens = stats.num_blocks * _block_size()
-    fitting = num_tokens // length
-    room = f"room for {fitting:,} sequence{'s' if fitting != 1 else ''} of {length:,} tokens"
-    return f"{room} in a KV cache of {num_tokens:,}"
-
-
-def _block_size() -> int:
     from tokenmill.backends.base import BLOCK_SIZE
 
-    return BLOCK_SIZE
-
-
-def _warm_up(llm: "LLM") -> None:
-    """Compile what steps of all sizes need, so that no request waits for it."""
-    from tokenmill.backends.llvm.model import LlvmModel
-    from tokenmill.backends.llvm.tiles import MAX_ROWS
-
-    compiled = llm.loaded.compiled
-    assert isinstance(compiled, LlvmModel)
-    for num_rows in range(1, min(MAX_ROWS, compiled.limits.tokens) + 1):
-        compiled.prepare(num_rows)
+    length = min(llm.max_model_len, _SHOWN_LEN)
+    num_tokens = llm.loaded.compiled.limits.blocks * BLOCK_SIZE
+    fitting = num_tokens // length
+    room = f"room for {fitting:,} sequence{'s' if fitting != 1 else ''} of {length:,} tokens"
+    told = f"{room} in a KV cache of {num_tokens:,}"
+    if llm.draft is not None:
+        told += f"; the draft model's holds {llm.draft.compiled.limits.blocks * BLOCK_SIZE:,}"
+    return told
 
 
 def _greeting(address: str, config: "ServerConfig") -> str:

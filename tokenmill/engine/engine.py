@@ -30,6 +30,10 @@ class DrainingError(TokenmillError):
     """The engine takes no new requests, since it is about to end."""
 
 
+class ClosedError(UsageError):
+    """The engine has ended."""
+
+
 class Engine:
     """Serves requests with one compiled model, which it owns and closes.
 
@@ -73,8 +77,10 @@ class Engine:
     def submit(self, requests: SequenceOf[Request]) -> None:
         """Queue requests together, all or none.
 
-        Raises EngineDeadError, QueueFullError, DrainingError or, after `close`, UsageError.
+        Raises EngineDeadError, QueueFullError, DrainingError or, after `close`, ClosedError;
+        UsageError for more than could ever wait together.
         """
+        self.check_count(len(requests), max((len(r.samples) for r in requests), default=0))
         sequences = {s.sequence: (request, s) for request in requests for s in request.samples}
         for request in requests:
             request.start_clock()
@@ -84,6 +90,19 @@ class Engine:
                 self._beat_s = time.monotonic()
             self._live.update(sequences)
             self._commands.put(lambda: self._add(list(sequences)))
+
+    def check_count(self, num_prompts: int, num_samples: int) -> None:
+        """UsageError where so many prompts, with so many samples each, could never be queued."""
+        if self._max_waiting is None:
+            return
+        room = self._loop.scheduler.max_running + self._max_waiting
+        if num_samples > room:
+            raise UsageError(f"n is {num_samples}, but at most {room} sequences may run and wait")
+        if num_prompts * num_samples > room:
+            raise UsageError(
+                f"prompt has {num_prompts} prompts of {num_samples} samples each, but at most "
+                f"{room} sequences may run and wait"
+            )
 
     def abort(self, requests: SequenceOf[Request]) -> None:
         """End requests early with finish reason "abort"; those that have ended stay as they are.
@@ -130,6 +149,7 @@ class Engine:
             num_cached_blocks=pool.num_cached,
             num_steps=counters.num_steps,
             num_preemptions=counters.num_preemptions,
+            num_evictions=pool.num_evictions,
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,
             prefix_cache_queries=counters.prefix_cache_queries,
@@ -143,12 +163,14 @@ class Engine:
 
     def block_map(self) -> BlockMap:
         """What each block of the KV cache is used for."""
-        references, is_named = self._loop.scheduler.pool.snapshot()
+        pool = self._loop.scheduler.pool
+        num_evictions, last_evicted = pool.num_evictions, tuple(pool.last_evicted())
+        references, is_named = pool.snapshot()
         states = bytes(
             BlockMap.USED if count else BlockMap.CACHED if named else BlockMap.FREE
             for count, named in zip(references, is_named, strict=True)
         )
-        return BlockMap(states, tuple(references))
+        return BlockMap(states, tuple(references), num_evictions, last_evicted)
 
     def heartbeat(self) -> Heartbeat:
         return Heartbeat(
@@ -162,13 +184,12 @@ class Engine:
         if self._error is not None:
             raise _dead(self._error)
         if not self._is_open:
-            raise UsageError("the LLM is closed: make a new one")
+            raise ClosedError("the LLM is closed: make a new one")
         if self._is_draining:
             raise DrainingError("the server is shutting down: send the request to another")
         if self._max_waiting is None:
             return
-        room = self._loop.scheduler.max_running + self._max_waiting
-        is_over = len(self._live) + num_new > room
+        is_over = len(self._live) + num_new > self._loop.scheduler.max_running + self._max_waiting
         if is_over or len(self._loop.scheduler.waiting) > self._max_waiting:
             raise QueueFullError(
                 f"{self._max_waiting} requests wait already, which is the limit: try again later"
@@ -192,7 +213,8 @@ class Engine:
                 request, sample = self._live[sequence]
                 request.note_token()
                 self._advance(request, sample)
-            self._beat_s = time.monotonic()
+            if not self._loop.is_idle:
+                self._beat_s = time.monotonic()
             self._flush()
 
     def _obey(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenmill.backends.base import StepLimits
 from tokenmill.engine.prompts import Prompt, prompt_text_and_ids
 from tokenmill.engine.request import Request, Sample, Sink
-from tokenmill.engine.sequence import Sequence, make_sequence
+from tokenmill.engine.sequence import longest_prompt, make_sequence
 from tokenmill.engine.text_stream import TextStream
 from tokenmill.sampling.logit_rules import bad_word_ids
 from tokenmill.sampling.params import SamplingParams, sequence_seed
@@ -40,23 +40,20 @@ class Intake:
         """A request with `params.n` samples; see LLM.make_request."""
         text, ids = prompt_text_and_ids(name, prompt, self._tokenizer.encode)
         ids = self._truncated(ids, params)
-        bad_words = bad_word_ids(params.bad_words, self._encode_plain)
-        sequences: list[Sequence] = []
-        for index in range(params.n):
-            sequence = make_sequence(
-                name,
-                ids,
-                params,
-                seed=sequence_seed(params.seed, index),
-                eos_ids=self._tokenizer.eos_ids,
-                limits=self._limits,
-                max_model_len=self._max_model_len,
-                bad_words=bad_words,
-                priority=priority,
-                cache_salt=cache_salt,
-                parent=sequences[0] if sequences else None,
-            )
-            sequences.append(sequence)
+        first = make_sequence(
+            name,
+            ids,
+            params,
+            seed=sequence_seed(params.seed, 0),
+            eos_ids=self._tokenizer.eos_ids,
+            limits=self._limits,
+            max_model_len=self._max_model_len,
+            bad_words=bad_word_ids(params.bad_words, self._encode_plain),
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        seeds = [sequence_seed(params.seed, index) for index in range(1, params.n)]
+        sequences = [first, *map(first.sibling, seeds)]
         return Request(
             request_id=f"request-{next(self._numbers)}" if request_id is None else request_id,
             prompt=text,
@@ -76,7 +73,7 @@ class Intake:
         if longest is None:
             return ids
         if longest == -1:
-            longest = max(1, self._max_model_len - (params.max_tokens or 1))
+            longest = longest_prompt(self._limits, self._max_model_len)
         return ids[-longest:]
 
     def _encode_plain(self, text: str) -> list[int]:

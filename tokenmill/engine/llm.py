@@ -82,6 +82,13 @@ class LLM:
         )
         self.loaded = loaded or _load(self.config, progress)
         limits = self.loaded.compiled.limits
+        self.draft: LoadedModel | None = None  # the model that guesses for it
+        try:
+            self.default_params()  # what the model recommends may be nonsense
+            speculator = self._speculator(limits, progress)
+        except BaseException:
+            self.loaded.compiled.close()
+            raise
         self.max_model_len = min(
             max_model_len or self.loaded.config.context_length,
             self.loaded.config.context_length,
@@ -91,7 +98,7 @@ class LLM:
         self.engine = Engine(
             self.loaded.compiled,
             has_prefix_cache=enable_prefix_caching,
-            speculator=_speculator(self.config, limits, progress),
+            speculator=speculator,
             prompt_budget=_prompt_budget(target_itl_ms, limits),
             max_waiting=max_waiting,
         )
@@ -203,6 +210,12 @@ class LLM:
         """Parameters from what is given, and for the rest what the model's makers recommend."""
         return SamplingParams.with_defaults(self.loaded.generation_defaults, **given)
 
+    def warm_up(self) -> None:
+        """Compile what steps of all sizes need, so that no request waits for it."""
+        self.loaded.compiled.warm_up()
+        if self.draft is not None:
+            self.draft.compiled.warm_up()
+
     def close(self) -> None:
         """Abort what runs and free the model; a second call does nothing."""
         self._close()
@@ -217,6 +230,27 @@ class LLM:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _speculator(self, limits: StepLimits, progress: "Progress | None") -> Speculator | None:
+        """Who guesses ahead, if anybody."""
+        num_tokens = self.config.num_speculative_tokens
+        if self.config.speculative == "off":
+            return None
+        if self.config.speculative == "ngram":
+            return Speculator(NgramDrafter(), num_tokens)
+        config = replace(
+            self.config,
+            model=self.config.speculative,
+            speculative="off",
+            max_model_len=None,
+            kv_cache_memory_bytes=None,
+        )
+        self.draft = _load(config, progress, target=limits)
+        try:
+            return Speculator(DraftModel(self.draft.compiled, limits), num_tokens)
+        except BaseException:
+            self.draft.compiled.close()
+            raise
 
     def _follow(
         self, request: Request, events: "SimpleQueue[list[Delivery]]"
@@ -257,25 +291,15 @@ def _finished(event: Event) -> RequestOutput:
     return event.output
 
 
-def _load(config: EngineConfig, progress: "Progress | None") -> "LoadedModel":
+def _load(
+    config: EngineConfig, progress: "Progress | None", target: StepLimits | None = None
+) -> "LoadedModel":
     from tokenmill.models.loader import load_model
 
-    return load_model(config, progress=progress)
+    return load_model(config, progress=progress, target=target)
 
 
 def _prompt_budget(target_itl_ms: float | None, limits: StepLimits) -> PromptBudget | None:
     if target_itl_ms is None:
         return None
     return PromptBudget(target_itl_ms / 1e3, max(1, limits.tokens // _LEAST_PROMPT_SHARE))
-
-
-def _speculator(
-    config: EngineConfig, limits: StepLimits, progress: "Progress | None"
-) -> Speculator | None:
-    """Who guesses ahead, if anybody."""
-    if config.speculative == "off":
-        return None
-    if config.speculative == "ngram":
-        return Speculator(NgramDrafter(), config.num_speculative_tokens)
-    draft = _load(replace(config, model=config.speculative, speculative="off"), progress)
-    return Speculator(DraftModel(draft.compiled, limits), config.num_speculative_tokens)

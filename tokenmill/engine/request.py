@@ -48,6 +48,7 @@ class Sample:
     sequence: Sequence
     text: TextStream
 
+    is_closed: bool = field(default=False, init=False)  # its last delta is made
     _texts: list[str] = field(default_factory=list, init=False)
     _num_delivered: int = field(default=0, init=False)
 
@@ -138,8 +139,14 @@ class Request:
         return self.samples[0].sequence.num_cached or 0
 
     @property
+    def first_token_s(self) -> float | None:
+        """Seconds from its submission to its first token; None before that."""
+        return self._first_token_s
+
+    @property
     def is_finished(self) -> bool:
-        return all(sample.sequence.finish_reason is not None for sample in self.samples)
+        """Are all last deltas made? Samples that end in one step are decoded one after another."""
+        return all(sample.is_closed for sample in self.samples)
 
     def start_clock(self) -> None:
         self._submitted_s = time.perf_counter()
@@ -156,6 +163,7 @@ class Request:
 
     def close(self, sample: Sample, delta: OutputDelta) -> OutputDelta:
         """The last delta of a sample, and of the request if it is the last one."""
+        sample.is_closed = True
         return replace(
             delta,
             finish_reason=sample.sequence.finish_reason,

@@ -60,6 +60,21 @@ class Sequence:
         if self.params.has_penalties:
             self.history = dict.fromkeys(self.tokens, 0)
 
+    def sibling(self, seed: int) -> "Sequence":
+        """Another sample of the prompt, which it shares with this one; none of them has run."""
+        return Sequence(
+            prompt_len=self.prompt_len,
+            tokens=self.tokens.copy(),
+            params=self.params,
+            seed=seed,
+            stop_token_ids=self.stop_token_ids,
+            length_limit=self.length_limit,
+            rules=self.rules,
+            priority=self.priority,
+            root=self.root,
+            parent=self,
+        )
+
     @property
     def rank(self) -> tuple[int, int]:
         """Its place in line: priority first, then arrival."""
@@ -134,6 +149,8 @@ def make_sequence(
     Raises UsageError or CapacityError, which begin with `name` or with a field of `params`, where
     it could never run.
     """
+    # The length first: a prompt that is far too long costs nothing more.
+    length_limit = _length_limit(name, len(prompt), params.max_tokens, limits, max_model_len)
     _check_prompt(name, prompt, limits.vocab_size)
     _check_params(params, limits)
     end_ids = () if params.ignore_eos else eos_ids
@@ -144,7 +161,7 @@ def make_sequence(
         params=params,
         seed=seed,
         stop_token_ids=stop_token_ids,
-        length_limit=_length_limit(name, len(prompt), params.max_tokens, limits, max_model_len),
+        length_limit=length_limit,
         rules=make_rules(
             logit_bias=params.logit_bias,
             allowed_token_ids=params.allowed_token_ids,
@@ -196,10 +213,19 @@ def _check_params(params: SamplingParams, limits: StepLimits) -> None:
             )
 
 
+def longest_prompt(limits: StepLimits, max_model_len: int) -> int:
+    """Tokens of the longest prompt that leaves room for one more."""
+    return min(_context(limits, max_model_len), limits.blocks * BLOCK_SIZE) - 1
+
+
+def _context(limits: StepLimits, max_model_len: int) -> int:
+    return min(max_model_len, limits.blocks_per_sequence * BLOCK_SIZE)
+
+
 def _length_limit(
     name: str, prompt_len: int, max_tokens: int | None, limits: StepLimits, max_model_len: int
 ) -> int:
-    context = min(max_model_len, limits.blocks_per_sequence * BLOCK_SIZE)
+    context = _context(limits, max_model_len)
     if prompt_len + 1 > context:
         raise UsageError(
             f"{name} has {prompt_len} tokens, but a context of {context} leaves room for "

@@ -32,6 +32,7 @@ class EngineStats:
     num_cached_blocks: int  # free blocks that a prompt could still find its beginning in
     num_steps: int
     num_preemptions: int
+    num_evictions: int  # blocks whose content was given up for another
     prompt_tokens: int
     generation_tokens: int
     prefix_cache_queries: int
@@ -59,6 +60,8 @@ class BlockMap:
 
     states: bytes
     references: tuple[int, ...]  # block tables that hold the block
+    num_evictions: int
+    last_evicted: tuple[int, ...]  # the latest of them, by their blocks, the last at the end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,10 @@ from tokenmill.engine.step import Step
 from tokenmill.engine.step_input import StepBuilder
 
 
+class StalledError(RuntimeError):
+    """Work is there and nothing can be done: a bug of the scheduler's."""
+
+
 class StepLoop:
     """Schedules, posts and commits steps of one compiled model, in one thread.
 
@@ -35,6 +39,7 @@ class StepLoop:
         self._speculator = speculator
         self._prompt_budget = prompt_budget
         self._in_flight: Step | None = None
+        self.is_idle = False  # the last turn neither posted a step nor committed one
 
     @property
     def has_work(self) -> bool:
@@ -43,9 +48,11 @@ class StepLoop:
     def turn(self) -> list[Sequence]:
         """Post the next step and commit the one in flight; returns the sequences that got tokens.
 
-        The caller delivers these tokens while the model already runs the next step.
+        The caller delivers these tokens while the model already runs the next step. Raises
+        StalledError where sequences wait, no step is in flight, and none can be planned.
         """
         ended, advanced = self._in_flight, []
+        had_step = ended is not None
         running = self.scheduler.running
         if self._speculator:
             self._speculator.decide(running)
@@ -64,7 +71,17 @@ class StepLoop:
         self._in_flight = step
         if ended and output:
             advanced = self.scheduler.commit(ended, output)
+        self._note_progress(had_step or step is not None)
         return advanced
+
+    def _note_progress(self, has_progressed: bool) -> None:
+        """One turn without progress is allowed: who was preempted in it may run in the next."""
+        was_idle, self.is_idle = self.is_idle, not has_progressed
+        if was_idle and self.is_idle and self.scheduler.has_unfinished:
+            num_running, num_waiting = len(self.scheduler.running), len(self.scheduler.waiting)
+            raise StalledError(
+                f"{num_running} sequences run and {num_waiting} wait, but no step can be planned"
+            )
 
     def drain(self) -> None:
         """Wait for the step in flight and drop its tokens."""

@@ -6,10 +6,13 @@ when it becomes free, until it is handed out again; blocks without a name are ha
 then the named block that was used longest ago.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
 from tokenmill.backends.base import BLOCK_SIZE
+
+_MAX_RECENT = 128
+"""Evictions that are remembered by their blocks."""
 
 
 def blocks_for(num_positions: int) -> int:
@@ -28,6 +31,8 @@ class BlockPool:
         # Free blocks, the next one to be handed out first.
         self._empty = OrderedDict.fromkeys(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self.num_evictions = 0  # blocks that were handed out although they could be found by name
+        self._evicted: deque[int] = deque(maxlen=_MAX_RECENT)
 
     @property
     def num_free(self) -> int:
@@ -92,6 +97,10 @@ class BlockPool:
         """How many of the blocks are free."""
         return sum(self._references[block] == 0 for block in blocks)
 
+    def last_evicted(self) -> list[int]:
+        """The blocks that lost their content last, the latest at the end."""
+        return list(self._evicted)
+
     def snapshot(self) -> tuple[list[int], list[bool]]:
         """The references of each block, and whether it can be found by name."""
         return self._references.copy(), [name is not None for name in self._names.copy()]
@@ -120,5 +129,7 @@ class BlockPool:
         name, self._names[block] = self._names[block], None
         if name is not None:
             del self._by_name[name]
+            self.num_evictions += 1
+            self._evicted.append(block)
         self._references[block] = 1
         return block

@@ -1,7 +1,8 @@
 """Chat messages to the text that a model was trained to continue."""
 
-import threading
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import ModelFileError, UsageError
@@ -20,8 +21,8 @@ Message = Mapping[str, Any]
 class ChatTemplate:
     """The chat template of one model, or several by name ("default", "tool_use").
 
-    `named_tokens` are texts that the templates may use by name, such as `bos_token`. May be
-    used from several threads.
+    `named_tokens` are texts that the templates may use by name, such as `bos_token`. Several
+    threads may use it at once, and none waits for another.
     """
 
     def __init__(
@@ -29,9 +30,8 @@ class ChatTemplate:
     ) -> None:
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._named_tokens = dict(named_tokens or {})
-        self._compiled: dict[str, Template] = {}
-        self._environment: ChatEnvironment | None = None
-        self._lock = threading.Lock()
+        # An environment's allowance is for one rendering at a time; there are as many as it takes.
+        self._idle: list[tuple[ChatEnvironment, dict[str, Template]]] = []
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
@@ -48,20 +48,28 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The prompt for a conversation; `variables` are given to the template as they are.
 
+        With `continue_final_message` it ends where the last message's content does, trailing
+        blanks included unless the template takes them away, so that the model goes on with it.
         It already holds the tokens that begin a sequence: encode it with
         `add_special_tokens=False`. Raises UsageError for messages that are malformed or that the
         template refuses, ModelFileError for a template which is broken or does what it may not.
         """
+        checked, mark = check_messages(messages), ""
+        if continue_final_message:
+            mark = f"[end {secrets.token_hex(8)}]"
+            last = checked[-1]
+            checked[-1] = {**last, "content": f"{last.get('content') or ''}{mark} "}
         values = {
             "documents": None,
             **self._named_tokens,
             **variables,
-            "messages": check_messages(messages),
+            "messages": checked,
             "tools": None if tools is None else _plain(tools, "tools"),
             "add_generation_prompt": add_generation_prompt,
         }
@@ -70,8 +78,8 @@ class ChatTemplate:
             raise UsageError(
                 f"the model has no default chat template, only {', '.join(self._sources)}"
             )
-        with self._lock:  # the allowance of the environment is for one rendering at a time
-            return self._run(name, values)
+        text = self._run(name, values)
+        return _before_mark(text, mark) if mark else text
 
     def _run(self, name: str, values: Mapping[str, Any]) -> str:
         from jinja2 import TemplateSyntaxError, UndefinedError
@@ -80,7 +88,8 @@ class ChatTemplate:
         from tokenmill.models.template_sandbox import TemplateLimitError, TemplateRefusedError
 
         try:
-            return self._template(name).render(values)
+            with self._template(name) as template:
+                return template.render(values)
         except TemplateRefusedError as error:
             raise UsageError(f"the chat template refuses the messages: {error}") from error
         except TemplateSyntaxError as error:
@@ -96,15 +105,34 @@ class ChatTemplate:
                 f"the chat template cannot render these messages: {type(error).__name__}: {error}"
             ) from error
 
-    def _template(self, name: str) -> "Template":
+    @contextmanager
+    def _template(self, name: str) -> "Iterator[Template]":
+        """A template in an environment that nobody else uses meanwhile."""
         from tokenmill.models.template_sandbox import ChatEnvironment
 
-        if self._environment is None:
-            self._environment = ChatEnvironment()
-        self._environment.begin()
-        if name not in self._compiled:
-            self._compiled[name] = self._environment.from_string(self._sources[name])
-        return self._compiled[name]
+        environment, compiled = self._idle.pop() if self._idle else (ChatEnvironment(), {})
+        try:
+            environment.begin()
+            if name not in compiled:
+                compiled[name] = environment.from_string(self._sources[name])
+            yield compiled[name]
+        finally:
+            self._idle.append((environment, compiled))
+
+
+def _before_mark(text: str, mark: str) -> str:
+    """The text up to a mark, and without the blanks before it where the blank behind is gone.
+
+    A mark stands for the end of a message: its content may occur elsewhere, in the template's own
+    text too. The blank shows whether the template strips messages, as transformers has it.
+    """
+    before, found, after = text.rpartition(mark)
+    if not found:
+        raise UsageError(
+            "continue_final_message has nothing to continue: the chat template leaves out the "
+            "last message"
+        )
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits
 from tokenmill.backends.llvm.lower import Options, Program
@@ -27,6 +28,7 @@ from tokenmill.models.eviction import SETTING, cache_limit_bytes, evict
 from tokenmill.models.home import format_bytes, objects_dir, packed_dir
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.registry import build_graph
+from tokenmill.models.safetensors import read_json
 from tokenmill.models.sources import fetch
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
@@ -47,17 +49,33 @@ class LoadedModel:
     generation_defaults: Mapping[str, object] = field(default_factory=dict)
 
 
-def load_model(options: EngineConfig, *, progress: Progress | None = None) -> LoadedModel:
-    """Load and compile a model. Raises the TokenmillError that says why it cannot be done."""
+def load_model(
+    options: EngineConfig, *, progress: Progress | None = None, target: StepLimits | None = None
+) -> LoadedModel:
+    """Load and compile a model. Raises the TokenmillError that says why it cannot be done.
+
+    A model that is to guess for another is given the limits of that one as its `target`: it takes
+    texts as long, if it can, and its KV cache holds no more of them.
+    """
     progress = progress or SilentProgress()
     local = fetch(options.model, progress=progress, offline=options.offline)
     checkpoint = open_checkpoint(local.path)
     tokenizer = _load_tokenizer(checkpoint, progress)
-    compiled = _compile(checkpoint, tokenizer, options, progress)
+    compiled = _compile(checkpoint, tokenizer, options, progress, target)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
-        config=checkpoint.config, tokenizer=tokenizer, chat_template=template, compiled=compiled
+        config=checkpoint.config,
+        tokenizer=tokenizer,
+        chat_template=template,
+        compiled=compiled,
+        generation_defaults=_generation_defaults(checkpoint.path),
     )
+
+
+def _generation_defaults(path: Path) -> Mapping[str, object]:
+    """What a model's makers recommend for sampling; a GGUF file does not say."""
+    config = path / "generation_config.json"
+    return read_json(config) if config.is_file() else {}
 
 
 def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
@@ -72,7 +90,11 @@ def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
 
 
 def _compile(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, options: EngineConfig, progress: Progress
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    options: EngineConfig,
+    progress: Progress,
+    target_limits: StepLimits | None,
 ) -> CompiledModel:
     started_ns, kept_bytes = time.time_ns(), cache_limit_bytes()
     graph = build_graph(checkpoint.config)
@@ -92,7 +114,9 @@ def _compile(
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
     _make_room(kept_bytes, started_ns, progress)
-    limits = _limits(checkpoint.config, tokenizer, program.program, options, progress)
+    limits = _limits(
+        checkpoint.config, tokenizer, program.program, options, target_limits, progress
+    )
     threads = _num_threads(options, progress)
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
 
@@ -177,10 +201,13 @@ def _limits(
     tokenizer: Tokenizer,
     program: Program,
     options: EngineConfig,
+    target: StepLimits | None,
     progress: Progress,
 ) -> StepLimits:
     """How large a step may be, and how many blocks of KV cache there is room for."""
     length = options.max_model_len or config.context_length
+    if target is not None:
+        length = min(config.context_length, target.blocks_per_sequence * BLOCK_SIZE)
     if length > config.context_length:
         raise UsageError(
             f"max_model_len is {length}, but the model was made for {config.context_length} "
@@ -190,7 +217,7 @@ def _limits(
     wanted = per_sequence * options.max_num_seqs
     block_bytes = kv_block_bytes(program)
     room = options.kv_cache_memory_bytes or int(memory_available_bytes() * _KV_SHARE)
-    blocks = min(wanted, room // block_bytes)
+    blocks = min(wanted if target is None else target.blocks, room // block_bytes)
     if blocks < 1:
         raise CapacityError(
             f"a block of {BLOCK_SIZE} tokens of KV cache takes {format_bytes(block_bytes)}, and "

@@ -5,6 +5,7 @@ stream of them never has to be decoded twice (see detokenizer.py).
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,12 @@ from tokenmill.models.token_bytes import spelling_of
 
 if TYPE_CHECKING:
     import tokenizers
+
+_LONG_CHARS = 4096
+"""A longer text is encoded without the interpreter's lock, which a short one does not repay."""
+
+_COMPOSED_CHARS = 4
+"""Characters that Unicode normalisation makes one of, at most."""
 
 
 class Tokenizer:
@@ -55,6 +62,11 @@ class Tokenizer:
                     f"{self.vocab_size} tokens; fetch the model again"
                 )
 
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token, as the vocabulary spells it: never fewer than it has."""
+        return max(map(len, self._backend.get_vocab()), default=1)
+
     @property
     def drops_first_space(self) -> bool:
         """Whether decoding takes away one space that begins the text (SentencePiece)."""
@@ -72,7 +84,17 @@ class Tokenizer:
             raise UsageError(
                 f"the text has a lone surrogate at character {error.start}: it is no valid Unicode"
             ) from None
+        if len(text) > _LONG_CHARS:
+            [encoded] = self._backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+            return encoded.ids
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def max_chars(self, num_tokens: int) -> int:
+        """Characters of the longest text that could be so few tokens: more are more tokens."""
+        each = self._longest_token * (1 if self._backend.normalizer is None else _COMPOSED_CHARS)
+        return num_tokens * each
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no character become U+FFFD.

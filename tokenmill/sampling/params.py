@@ -23,7 +23,7 @@ MAX_LOGPROBS = 20
 """How many of the most likely tokens can be reported for a position."""
 
 _UINT64 = 2**64
-_FLOAT_RANGES = {
+FLOAT_RANGES = {
     # field: least, greatest
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
@@ -32,7 +32,7 @@ _FLOAT_RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
-_INT_RANGES = {
+INT_RANGES = {
     "top_k": (-1, 2**31 - 1),
     "n": (1, 1024),
     "max_tokens": (1, 2**31 - 1),
@@ -68,7 +68,7 @@ class SamplingParams:
     most likely ones at each position, `prompt_logprobs` those of the prompt. `logit_bias` is added
     to the logits of single ids; only `allowed_token_ids` are sampled, and never one that completes
     a text of `bad_words`. `truncate_prompt_tokens` k keeps the last k tokens of the prompt, -1 as
-    many as the context has room for.
+    many as the context has room for beside one token of an answer.
     Raises UsageError that names the field, its value and what is allowed.
     """
 
@@ -96,11 +96,11 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (least, greatest) in _FLOAT_RANGES.items():
+        for name, (least, greatest) in FLOAT_RANGES.items():
             check_float(name, getattr(self, name), least, greatest)
         if self.top_p == 0:
             raise UsageError("top_p is 0, but must be above 0, at most 1")
-        for name, (lowest, highest) in _INT_RANGES.items():
+        for name, (lowest, highest) in INT_RANGES.items():
             check_int(name, getattr(self, name), lowest, highest, is_optional=name in _OPTIONAL)
         for name in _BOOLS:
             check_bool(name, getattr(self, name))

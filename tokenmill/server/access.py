@@ -8,21 +8,20 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenmill.engine.outputs import RequestOutput
+from tokenmill.server.body import BoundedBody
 from tokenmill.server.errors import ApiError, draining
 from tokenmill.server.life import Life
 
 log = logging.getLogger("tokenmill.access")
 
 PROBES = frozenset(("/health", "/live", "/ready"))
-_PATIENCE = 4
-"""Times the largest body that are read, and dropped, of one that is too large."""
-
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _GUARD_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -49,7 +48,9 @@ class Record:
         self.error_param = error.param
 
     def note(self, outputs: Sequence[RequestOutput]) -> None:
-        """Add up what a call's requests used."""
+        """Add up what a call's requests used, as far as that is known."""
+        if not outputs:
+            return
         self.num_prompt_tokens = sum(output.num_prompt_tokens for output in outputs)
         self.num_cached_tokens = sum(output.num_cached_tokens for output in outputs)
         self.num_output_tokens = sum(output.num_output_tokens for output in outputs)
@@ -58,7 +59,10 @@ class Record:
 
 
 class Gate:
-    """ASGI middleware: request id, API keys, limit of the body, draining, access log."""
+    """ASGI middleware: request id, API keys, limits of the body, draining, access log.
+
+    A request is active, so that draining waits for it, once its body is there.
+    """
 
     def __init__(
         self,
@@ -68,12 +72,14 @@ class Gate:
         api_keys: Sequence[str],
         open_paths: frozenset[str],
         max_body_bytes: int,
+        body_timeout_s: float,
     ) -> None:
         self._app = app
         self._life = life
         self._digests = [_digest(key.encode()) for key in api_keys]
         self._open_paths = open_paths | PROBES
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,19 +98,31 @@ class Gate:
                     marked.setdefault(name, value)
             await send(message)
 
-        with self._life.serving():
+        with ExitStack() as active:
+            body = BoundedBody(
+                receive,
+                life=self._life,
+                max_bytes=self._max_body_bytes,
+                timeout_s=self._body_timeout_s,
+                on_complete=lambda: active.enter_context(self._life.serving()),
+            )
             try:
-                if error := self._refusal(scope, headers):
+                if error := self._refusal(scope, headers, body):
                     record.note_error(error)
                     if error.status_code == 413:
-                        await self._drop_rest(receive)
+                        await body.drop()
                     await error.response()(scope, receive, send_marked)
+                elif _has_body(headers):
+                    await self._app(scope, body, send_marked)
                 else:
-                    await self._app(scope, self._limited(receive), send_marked)
+                    active.enter_context(self._life.serving())
+                    await self._app(scope, receive, send_marked)
             finally:
+                if body.is_gone:
+                    record.status = 499
                 _write(record, scope, time.perf_counter() - started_s)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
+    def _refusal(self, scope: Scope, headers: Headers, body: BoundedBody) -> ApiError | None:
         if self._digests and scope["path"] not in self._open_paths and not self._knows(headers):
             return ApiError(
                 401,
@@ -116,7 +134,7 @@ class Gate:
             return draining()
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._max_body_bytes:
-            return self._too_large()
+            return body.too_large()
         return None
 
     def _knows(self, headers: Headers) -> bool:
@@ -126,33 +144,9 @@ class Gate:
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches) and scheme.lower() == "bearer"
 
-    def _limited(self, receive: Receive) -> Receive:
-        """A body without a length may be too large as well."""
-        num_bytes = 0
 
-        async def limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                await self._drop_rest(receive)
-                raise self._too_large()
-            return message
-
-        return limited
-
-    async def _drop_rest(self, receive: Receive) -> None:
-        """Read on for a while: a client that still sends would not see why it is refused."""
-        num_bytes = 0
-        while num_bytes < _PATIENCE * self._max_body_bytes:
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if not message.get("more_body"):
-                return
-
-    def _too_large(self) -> ApiError:
-        text = f"the body is larger than {self._max_body_bytes} bytes"
-        return ApiError(413, text, code="body_too_large", headers={"Connection": "close"})
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _digest(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ from tokenmill.engine.request import Request
 from tokenmill.server.access import Record
 from tokenmill.server.bridge import Bridge, Call
 from tokenmill.server.errors import ApiError, ClientGoneError
+from tokenmill.server.requests import GenerationBody
 
 DONE = b"data: [DONE]\n\n"
 
@@ -38,6 +39,13 @@ class Writer(Protocol):
         ...
 
 
+def name_call(http: HttpRequest, body: GenerationBody) -> str:
+    """The id of a call, in its answer and in the log: the body's, the header's or a new one."""
+    record: Record = http.state.record
+    record.request_id = body.request_id or record.request_id
+    return record.request_id
+
+
 async def answer(
     http: HttpRequest, bridge: Bridge, requests: list[Request], writer: Writer
 ) -> Response:
@@ -53,8 +61,7 @@ async def answer(
         return Response(status_code=499)  # nobody reads it; the log shows it
     finally:
         gone.cancel()
-        bridge.leave(call)
-    record.note(outputs)
+        record.note(await bridge.leave(call))
     return Response(json.dumps(writer.whole(outputs)).encode(), 200, media_type="application/json")
 
 
@@ -78,12 +85,11 @@ class EventStream(Response):
             async for data in self._events():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-            self._record.note(list(self._call.outputs.values()))
         except ClientGoneError:
             self._record.status = 499
         finally:
             gone.cancel()
-            self._bridge.leave(self._call)
+            self._record.note(await self._bridge.leave(self._call))
 
     async def _events(self) -> AsyncIterator[bytes]:
         event = self._writer.event
@@ -104,4 +110,4 @@ async def _leave_with_client(receive: Receive, bridge: Bridge, call: Call) -> No
     """Wait until the client hangs up. The body has been read, so nothing else can come."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    bridge.leave(call)
+    bridge.abort(call)

@@ -1,5 +1,6 @@
 """The application: its routes, and what a client hears when something goes wrong."""
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI
@@ -36,6 +37,7 @@ from tokenmill.server.responses import (
 from tokenmill.server.service import Service
 from tokenmill.server.tokens import detokenize, tokenize
 
+_WRONG_TYPE = re.compile("_(type|parsing)$")
 _DESCRIPTION = "A language model, served as OpenAI's API has it, with the extra fields of vLLM's."
 
 
@@ -66,6 +68,7 @@ def make_app(service: Service) -> ASGIApp:
         api_keys=service.config.api_keys,
         open_paths=frozenset(page.static_paths()),
         max_body_bytes=service.config.max_body_bytes,
+        body_timeout_s=service.config.body_timeout_s,
     )
     if service.config.allowed_origins:
         guarded = CORSMiddleware(
@@ -127,7 +130,7 @@ def _model_routes(service: Service) -> APIRouter:
     @router.post("/detokenize", responses=answers(Detokenized))
     async def detokenize_ids(body: Annotated[DetokenizeBody, Body()]) -> JSONResponse:
         """The text of token ids."""
-        return JSONResponse(detokenize(service, body))
+        return JSONResponse(await detokenize(service, body))
 
     return router
 
@@ -208,19 +211,23 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return await http_error(request, _invalid(error))
+        return await http_error(request, _invalid(error, request.headers.get("content-type")))
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
         return ApiError(500, "internal error: the server's log has the details").response()
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
+def _invalid(error: RequestValidationError, content_type: str | None) -> ApiError:
     """What is wrong with a body, by the name of its field.
 
-    Of the alternatives of a union, the one that was followed furthest is what was meant.
+    Of the alternatives of a union, the one whose type fits is what was meant, or the one that
+    was followed furthest.
     """
-    first = max(error.errors(), key=lambda each: len(each["loc"]))
+    first = max(error.errors(), key=lambda e: (not _WRONG_TYPE.search(e["type"]), len(e["loc"])))
+    if first["loc"] == ("body",) and "json" not in (content_type or ""):
+        text = "the body is not taken for JSON: send Content-Type: application/json"
+        return ApiError(400, text, code="invalid_content_type")
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it does not parse")
         return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")

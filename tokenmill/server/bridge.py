@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
-from tokenmill.engine.request import Delivery, EngineDeadError, Request
+from tokenmill.engine.request import Delivery, EngineDeadError, Event, Request
 from tokenmill.errors import TokenmillError
 from tokenmill.server.errors import ClientGoneError, api_error_of, draining
 
-Observe = Callable[[Request, OutputDelta], None]
-"""Hears of every delta on the event loop."""
+Observe = Callable[[Request, Event], None]
+"""Hears of every delta on the event loop, and of the engine's end."""
 
 
 @dataclass(eq=False)
@@ -22,6 +22,7 @@ class Call:
     requests: list[Request]
     outputs: dict[int, RequestOutput] = field(default_factory=dict)
     _arrived: deque[tuple[int, OutputDelta]] = field(default_factory=deque)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # nothing more will come
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _error: Exception | None = None
 
@@ -54,6 +55,8 @@ class Call:
     def take(self, index: int, delta: OutputDelta) -> None:
         if delta.output is not None:
             self.outputs[index] = delta.output
+            if self.is_complete:
+                self.settled.set()
         if delta.finish_reason == "abort":
             return self.fail(draining())  # the client's own leaving has failed it already
         self._arrived.append((index, delta))
@@ -91,11 +94,17 @@ class Bridge:
         self._live.update((request, (call, index)) for index, request in enumerate(requests))
         return call
 
-    def leave(self, call: Call) -> None:
+    def abort(self, call: Call) -> None:
         """The client hung up: free what its requests hold."""
-        if not call.is_complete:
+        if not call.settled.is_set():
             call.fail(ClientGoneError())
             self.engine.abort(call.requests)
+
+    async def leave(self, call: Call) -> list[RequestOutput]:
+        """Abort what still runs, and return what there is of the outputs, for the books."""
+        self.abort(call)
+        await call.settled.wait()
+        return list(call.outputs.values())
 
     def _deliver(self, batch: list[Delivery]) -> None:
         """Runs in the engine's thread."""
@@ -106,11 +115,12 @@ class Bridge:
             if request not in self._live:
                 continue  # it was told of the engine's end already
             call, index = self._live[request]
+            self._observe(request, event)
             if isinstance(event, OutputDelta):
-                self._observe(request, event)
                 if event.output is not None:
                     del self._live[request]
                 call.take(index, event)
             else:
                 del self._live[request]
                 call.fail(api_error_of(event))
+                call.settled.set()

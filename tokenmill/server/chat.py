@@ -9,19 +9,19 @@ from starlette.responses import Response
 
 from tokenmill.engine.outputs import CompletionOutput, OutputDelta, RequestOutput
 from tokenmill.engine.request import Request
-from tokenmill.errors import TokenmillError
 from tokenmill.models.tokenizer import Tokenizer
-from tokenmill.server.answering import answer
-from tokenmill.server.errors import api_error_of, refused
+from tokenmill.server.answering import answer, name_call
+from tokenmill.server.errors import refused
 from tokenmill.server.logprobs import chat_logprobs, prompt_logprobs
-from tokenmill.server.prompting import encode_chat, message_text
+from tokenmill.server.prompting import message_text
 from tokenmill.server.requests import ChatBody, ResponseFormat
 from tokenmill.server.service import Service, UsageCount, usage_of
 
 
 async def complete_chat(service: Service, http: HttpRequest, body: ChatBody) -> Response:
-    """The model's next message. Raises ApiError."""
+    """The model's next message. Raises ApiError or UsageError."""
     model = service.model_name(body.model)
+    call_id = f"chatcmpl-{name_call(http, body)}"
     _check(body)
     if body.max_completion_tokens is not None:
         max_tokens: int | None = body.max_completion_tokens
@@ -29,20 +29,17 @@ async def complete_chat(service: Service, http: HttpRequest, body: ChatBody) -> 
         max_tokens = body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else None
     params = service.params(body, max_tokens=max_tokens, logprobs=top)
-    try:
-        prompt = await encode_chat(
-            service.llm,
-            body.messages,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            variables=body.chat_template_kwargs,
-            tools=body.tools,
-            add_special_tokens=bool(body.add_special_tokens),
-        )
-    except TokenmillError as error:
-        raise api_error_of(error) from error
-    requests = service.requests(body, [prompt], params, "messages")
-    call_id = f"chatcmpl-{body.request_id or http.state.record.request_id}"
+    service.check_count(body, 1)
+    prompt = await service.encoder.encode_chat(
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs,
+        tools=body.tools,
+        add_special_tokens=bool(body.add_special_tokens),
+        is_bounded=body.truncate_prompt_tokens is None,
+    )
+    requests = await service.requests(body, [prompt], params, "messages")
     writer = ChatWriter(body, requests[0], service.llm.loaded.tokenizer, call_id, model)
     return await answer(http, service.bridge, requests, writer)
 

@@ -3,20 +3,18 @@
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tokenmill.engine.outputs import OutputDelta, RequestOutput, TokenLogprobs
 from tokenmill.engine.request import Request
-from tokenmill.errors import TokenmillError
 from tokenmill.models.tokenizer import Tokenizer
-from tokenmill.server.answering import answer
+from tokenmill.server.answering import answer, name_call
 from tokenmill.server.chat import check_response_format
-from tokenmill.server.errors import api_error_of, refused
+from tokenmill.server.errors import refused
 from tokenmill.server.logprobs import completion_logprobs, prompt_logprobs
-from tokenmill.server.prompting import encode
 from tokenmill.server.requests import CompletionBody
 from tokenmill.server.service import Service, UsageCount, usage_of
 
@@ -24,11 +22,10 @@ _DEFAULT_MAX_TOKENS = 16
 
 
 async def complete(service: Service, http: HttpRequest, body: CompletionBody) -> Response:
-    """What follows one prompt or several. Raises ApiError."""
+    """What follows one prompt or several. Raises ApiError or UsageError."""
     model = service.model_name(body.model)
+    call_id = f"cmpl-{name_call(http, body)}"
     check_response_format(body.response_format)
-    if body.best_of not in (None, 1, body.n):
-        raise refused("best_of", "best_of is supported only as 1 or equal to n")
     if body.max_tokens == 0 and not body.echo:
         raise refused("max_tokens", "max_tokens is 0, which needs echo: true")
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -36,31 +33,25 @@ async def complete(service: Service, http: HttpRequest, body: CompletionBody) ->
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
         update = body.model_copy(update={"prompt_logprobs": body.logprobs})
         params = service.params(update, max_tokens=max(max_tokens, 1), logprobs=body.logprobs)
-    try:
-        prompts = [
-            ids
-            if not isinstance(ids, str)
-            else await encode(
-                service.llm, ids, add_special_tokens=body.add_special_tokens is not False
-            )
-            for ids in _prompts(body)
-        ]
-    except TokenmillError as error:
-        raise api_error_of(error) from error
-    requests = service.requests(body, prompts, params, "prompt")
-    call_id = f"cmpl-{body.request_id or http.state.record.request_id}"
+    prompts = await _encoded(service, body)
+    requests = await service.requests(body, prompts, params, "prompt")
     writer = CompletionWriter(body, requests, service.llm.loaded.tokenizer, call_id, model)
     return await answer(http, service.bridge, requests, writer)
 
 
-def _prompts(body: CompletionBody) -> Sequence[str | list[int]]:
-    """The prompts, one each."""
+async def _encoded(service: Service, body: CompletionBody) -> Sequence[list[int]]:
+    """The prompts as token ids."""
     prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt[0], int):
-        return [prompt]
-    return prompt
+    is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+    prompts = cast(Sequence[str | list[int]], [prompt] if is_one else prompt)
+    service.check_count(body, len(prompts))
+    if not isinstance(prompts[0], str):
+        return cast(Sequence[list[int]], prompts)
+    return await service.encoder.encode(
+        cast(Sequence[str], prompts),
+        add_special_tokens=body.add_special_tokens is not False,
+        is_bounded=body.truncate_prompt_tokens is None,
+    )
 
 
 class CompletionWriter:

@@ -11,6 +11,10 @@ API_KEY_VARIABLE = "TOKENMILL_API_KEY"
 """Environment variable with keys, separated by commas."""
 
 _MAX_KEY_FILE_BYTES = 2**20
+_POSITIVE = (
+    *("max_body_bytes", "max_connections", "body_timeout_s", "head_timeout_s"),
+    *("write_timeout_s", "drain_timeout_s", "stall_timeout_s"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,10 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()  # none: everybody may come
     allowed_origins: tuple[str, ...] = ()  # for CORS; none: off
     max_body_bytes: int = 16 * 2**20
+    max_connections: int = 2048
+    body_timeout_s: float = 60.0  # in which a request's body must arrive
+    head_timeout_s: float = 20.0  # in which its line and headers must
+    write_timeout_s: float = 60.0  # in which a client reads nothing until it is given up
     drain_timeout_s: float = 30.0  # from SIGTERM until what still runs is aborted
     stall_timeout_s: float = 4.0  # without a step, though there is work, until /health fails
 
@@ -34,7 +42,7 @@ class ServerConfig:
             raise UsageError("served_model_name is empty: give at least one name")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port is {self.port}, but must be from 0 to 65535")
-        for name in ("max_body_bytes", "drain_timeout_s", "stall_timeout_s"):
+        for name in _POSITIVE:
             if not 0 < getattr(self, name) < 2**40:  # a NaN fails, too
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be above 0")
         for key in self.api_keys:

@@ -47,8 +47,8 @@ class Feed:
     def events(self) -> "FeedStream":
         return FeedStream(self, self._life)
 
-    def _take(self, now: float) -> dict[str, float | str]:
-        stats = self._engine.stats()
+    def _take(self, now: float) -> dict[str, object]:
+        stats, blocks = self._engine.stats(), self._engine.block_map()
         return {
             "time_s": now,
             "num_running": stats.num_running,
@@ -59,11 +59,12 @@ class Feed:
             "prefix_cache_queries": stats.prefix_cache_queries,
             "prefix_cache_hits": stats.prefix_cache_hits,
             "num_preemptions": stats.num_preemptions,
-            "num_evictions": 0,  # the page finds them in the blocks
+            "num_evictions": blocks.num_evictions,
+            "last_evicted": blocks.last_evicted,
             "num_blocks": stats.num_blocks,
             "num_used_blocks": stats.num_used_blocks,
             "block_size": BLOCK_SIZE,
-            "blocks": block_runs(self._engine.block_map()),
+            "blocks": block_runs(blocks),
         }
 
 

@@ -4,7 +4,14 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -14,9 +21,11 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from tokenmill.backends.base import BLOCK_SIZE
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
-from tokenmill.engine.request import Request
+from tokenmill.engine.request import Event, Request
+from tokenmill.engine.stats import EngineStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _LABELS = ("model_name",)
@@ -33,7 +42,15 @@ _REQUEST_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+_TOKENS = tuple(float(step * 10**power) for power in range(5) for step in (1, 2, 5))
+_SAMPLES = (1.0, 2.0, 5.0, 10.0, 20.0)
 _REQUEST_HISTOGRAMS = {
+    "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
+    "request_generation_tokens": ("Tokens generated for a request.", _TOKENS),
+    "request_params_max_tokens": ("Tokens that a request allows a sample.", _TOKENS),
+    "request_params_n": ("Samples that a request asks for.", _SAMPLES),
+    "request_time_per_output_token_seconds": ("Decode time by token.", _INTER_TOKEN_S),
+    "request_inference_time_seconds": ("Time from first step to last token.", _REQUEST_S),
     "time_to_first_token_seconds": ("Time to first token.", _FIRST_TOKEN_S),
     "inter_token_latency_seconds": ("Time between tokens.", _INTER_TOKEN_S),
     "e2e_request_latency_seconds": ("Time from arrival to the end.", _REQUEST_S),
@@ -50,6 +67,7 @@ _COUNTERS = {
     "prefix_cache_queries": ("Prompt tokens looked for in the cache.", "prefix_cache_queries"),
     "prefix_cache_hits": ("Prompt tokens found in the cache.", "prefix_cache_hits"),
     "num_preemptions": ("Sequences that had to start again.", "num_preemptions"),
+    "num_evictions": ("Cached blocks given up for others.", "num_evictions"),
     "prompt_tokens": ("Prompt tokens taken.", "prompt_tokens"),
     "generation_tokens": ("Tokens generated.", "generation_tokens"),
     "spec_decode_num_draft_tokens": ("Tokens drafted.", "draft_tokens"),
@@ -61,6 +79,8 @@ class Meters:
     """Counts what happens to requests; the engine's own counts are read when asked for."""
 
     def __init__(self, engine: Engine, model_name: str) -> None:
+        # They double the text, and no dashboard reads them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._histograms = {
             name: self._histogram(name, text, buckets, model_name)
@@ -73,17 +93,23 @@ class Meters:
             ("model_name", "finished_reason"),
             registry=self._registry,
         )
-        for reason in ("stop", "length", "abort"):
+        for reason in ("stop", "length", "abort", "error"):
             self._success.labels(model_name, reason)
         self._last_token_s: dict[Request, dict[int, float]] = {}
         self._registry.register(EngineCollector(engine, model_name))
+        ProcessCollector(registry=self._registry)  # memory, processor time, open files
 
-    def observe(self, request: Request, delta: OutputDelta) -> None:
-        """Note a delta as it arrives on the event loop."""
+    def observe(self, request: Request, delta: Event) -> None:
+        """Note a delta, or the engine's end, as it arrives on the event loop."""
+        if not isinstance(delta, OutputDelta):
+            self._last_token_s.pop(request, None)
+            self._success.labels(self._model_name, "error").inc(len(request.samples))
+            return
         if request.is_streaming and delta.token_ids:
             self._note_tokens(request, delta)
         if delta.output is not None:
             self._last_token_s.pop(request, None)
+            self._count(request, delta.output)
             self._finish(delta.output, is_streaming=request.is_streaming)
 
     def text(self) -> bytes:
@@ -100,6 +126,8 @@ class Meters:
 
     def _note_tokens(self, request: Request, delta: OutputDelta) -> None:
         now = time.perf_counter()
+        if request not in self._last_token_s:
+            self._note("time_to_first_token_seconds", request.first_token_s)
         lasts = self._last_token_s.setdefault(request, {})
         last = lasts.get(delta.index)
         lasts[delta.index] = now
@@ -111,28 +139,39 @@ class Meters:
         for _ in range(num_tokens):
             self._histograms["inter_token_latency_seconds"].observe(seconds / num_tokens)
 
-    def _finish(self, output: RequestOutput, *, is_streaming: bool) -> None:
-        timings = output.timings
+    def _count(self, request: Request, output: RequestOutput) -> None:
         for sample in output.outputs:
             self._success.labels(self._model_name, sample.finish_reason).inc()
-        self._time("e2e_request_latency_seconds", timings.total_s)
-        self._time("request_queue_time_seconds", timings.queue_s)
-        self._time("time_to_first_token_seconds", timings.first_token_s)
+        self._note("request_prompt_tokens", output.num_prompt_tokens)
+        self._note("request_generation_tokens", output.num_output_tokens)
+        self._note("request_params_max_tokens", request.params.max_tokens)
+        self._note("request_params_n", request.params.n)
+
+    def _finish(self, output: RequestOutput, *, is_streaming: bool) -> None:
+        timings = output.timings
+        self._note("e2e_request_latency_seconds", timings.total_s)
+        self._note("request_queue_time_seconds", timings.queue_s)
+        if not is_streaming:
+            self._note("time_to_first_token_seconds", timings.first_token_s)
         if timings.first_token_s is None or timings.last_token_s is None:
             return
         decode_s = timings.last_token_s - timings.first_token_s
-        self._time("request_decode_time_seconds", decode_s)
+        self._note("request_decode_time_seconds", decode_s)
         if timings.queue_s is not None:
-            self._time("request_prefill_time_seconds", timings.first_token_s - timings.queue_s)
+            self._note("request_prefill_time_seconds", timings.first_token_s - timings.queue_s)
+            self._note("request_inference_time_seconds", timings.last_token_s - timings.queue_s)
         num_after_first = output.num_output_tokens - len(output.outputs)
-        if not is_streaming and num_after_first > 0:
-            per_sample = num_after_first / len(output.outputs)
+        if num_after_first <= 0:
+            return
+        per_sample = num_after_first / len(output.outputs)
+        self._note("request_time_per_output_token_seconds", decode_s / per_sample)
+        if not is_streaming:
             for _ in range(num_after_first):
                 self._histograms["inter_token_latency_seconds"].observe(decode_s / per_sample)
 
-    def _time(self, name: str, seconds: float | None) -> None:
-        if seconds is not None:
-            self._histograms[name].observe(seconds)
+    def _note(self, name: str, value: float | None) -> None:
+        if value is not None:
+            self._histograms[name].observe(value)
 
 
 class EngineCollector(Collector):
@@ -147,6 +186,7 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
+        yield self._config(stats)
         for name, (text, field) in _GAUGES.items():
             gauge = GaugeMetricFamily(f"tokenmill:{name}", text, labels=_LABELS)
             gauge.add_metric(self._label, getattr(stats, field))
@@ -162,3 +202,11 @@ class EngineCollector(Collector):
         tokens = HistogramMetricFamily("tokenmill:iteration_tokens_total", text, labels=_LABELS)
         tokens.add_metric(self._label, buckets, steps.total)
         yield tokens
+
+    def _config(self, stats: EngineStats) -> Metric:
+        """What does not change, as labels of a gauge that is 1."""
+        labels = {"block_size": str(BLOCK_SIZE), "num_blocks": str(stats.num_blocks)}
+        text = "The KV cache as it was set up."
+        info = GaugeMetricFamily("tokenmill:cache_config_info", text, labels=(*_LABELS, *labels))
+        info.add_metric([*self._label, *labels.values()], 1)
+        return info

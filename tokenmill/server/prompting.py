@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenmill.errors import UsageError
@@ -13,60 +14,102 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LONG_CHARS = 4096
-"""A longer text is encoded beside the event loop, which would miss steps meanwhile."""
+LONG = 4096
+"""Work on more characters or tokens is done beside the event loop, which would miss steps."""
 
 _RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "self")
 )
 
 
-async def apart(work: Callable[[], T], num_chars: int) -> T:
-    """Do work here, or in a thread where the text is long."""
-    return await asyncio.to_thread(work) if num_chars > _LONG_CHARS else work()
+class Encoder:
+    """Makes token ids of what clients send, what is long in one thread beside the event loop.
 
-
-async def encode(llm: "LLM", text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text; UsageError for what is no text."""
-    tokenizer = llm.loaded.tokenizer
-    return await apart(lambda: tokenizer.encode(text, add_special_tokens), len(text))
-
-
-async def encode_chat(
-    llm: "LLM",
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool,
-    continue_final_message: bool,
-    variables: Mapping[str, Any] | None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    add_special_tokens: bool = False,
-) -> list[int]:
-    """Token ids that ask the model for the next message, or for the rest of the last one.
-
-    Raises UsageError for messages that the model's template refuses, ApiError for fields that
-    do not go together.
+    It is one thread, since each keeps the memory that its longest text took.
     """
-    template = llm.loaded.chat_template
-    if template is None:
-        raise refused("messages", "this model has no chat template: use /v1/completions")
-    if taken := _RESERVED & (variables or {}).keys():
-        name = f"chat_template_kwargs.{min(taken)}"
-        raise refused(name, f"{name} is not supported: the request has a field for it")
-    if continue_final_message and add_generation_prompt:
-        text = "continue_final_message needs add_generation_prompt: false"
-        raise refused("continue_final_message", text)
-    plain = [message.model_dump(exclude_unset=True, exclude_none=True) for message in messages]
 
-    def work() -> list[int]:
-        text = template.render(
-            plain, add_generation_prompt=add_generation_prompt, tools=tools, **(variables or {})
+    def __init__(self, llm: "LLM") -> None:
+        self._llm = llm
+        self._worker = ThreadPoolExecutor(1, "tokenmill-encode")
+
+    async def apart(self, work: Callable[[], T], size: int) -> T:
+        """Do work here, or where its size is LONG in the thread."""
+        if size <= LONG:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    async def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool, is_bounded: bool
+    ) -> list[list[int]]:
+        """Token ids of texts; UsageError for what is no text.
+
+        `is_bounded`: one that cannot fit into the context is refused before it is encoded.
+        """
+        if is_bounded:
+            for text in texts:
+                self._check_size(text)
+        encode = self._llm.loaded.tokenizer.encode
+        return await self.apart(
+            lambda: [encode(text, add_special_tokens) for text in texts], sum(map(len, texts))
         )
-        if continue_final_message:
-            text = _cut_after_last(text, message_text(messages[-1]))
-        return llm.loaded.tokenizer.encode(text, add_special_tokens)
 
-    return await apart(work, sum(len(message_text(message)) for message in messages))
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        variables: Mapping[str, Any] | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_special_tokens: bool = False,
+        is_bounded: bool,
+    ) -> list[int]:
+        """Token ids that ask the model for the next message, or for the rest of the last one.
+
+        Raises UsageError for messages that the model's template refuses, ApiError for fields
+        that do not go together.
+        """
+        template = self._llm.loaded.chat_template
+        if template is None:
+            raise refused("messages", "this model has no chat template: use /v1/completions")
+        reserved = _RESERVED | self._llm.loaded.tokenizer.named_tokens.keys()
+        if taken := reserved & (variables or {}).keys():
+            name = f"chat_template_kwargs.{min(taken)}"
+            raise refused(name, f"{name} is not supported: the server sets it")
+        if continue_final_message and add_generation_prompt:
+            text = "continue_final_message needs add_generation_prompt: false"
+            raise refused("continue_final_message", text)
+
+        def work() -> list[int]:
+            text = template.render(
+                [message.model_dump(exclude_unset=True, exclude_none=True) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                **(variables or {}),
+            )
+            if is_bounded:
+                self._check_size(text)
+            return self._llm.loaded.tokenizer.encode(text, add_special_tokens)
+
+        return await self.apart(work, _num_chars(messages) + (LONG if tools or variables else 0))
+
+    def close(self) -> None:
+        """End the thread, and drop what waits for it."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _check_size(self, text: str) -> None:
+        longest = self._llm.max_model_len
+        if len(text) > self._llm.loaded.tokenizer.max_chars(longest):
+            raise UsageError(
+                f"the prompt has {len(text)} characters, which is more than a context of {longest} "
+                "tokens can hold: shorten it or raise max_model_len"
+            )
+
+
+def _num_chars(messages: Sequence[Message]) -> int:
+    """About what they cost: a message is some work, however short."""
+    return sum(64 + len(message_text(message)) for message in messages)
 
 
 def message_text(message: Message) -> str:
@@ -74,26 +117,3 @@ def message_text(message: Message) -> str:
     if isinstance(message.content, list):
         return "\n".join(part.text for part in message.content)
     return message.content or ""
-
-
-def truncated(ids: list[int], keep: int | None, longest: int) -> list[int]:
-    """The last `keep` tokens of a prompt; -1: as many as leave room for the answer."""
-    if keep is None:
-        return ids
-    if keep == 0:
-        raise refused(
-            "truncate_prompt_tokens", "truncate_prompt_tokens is 0: give 1 or more, or -1"
-        )
-    return ids[-(longest if keep == -1 else keep) :]
-
-
-def _cut_after_last(text: str, content: str) -> str:
-    """The text up to the end of the last message, so that the model goes on with it."""
-    stripped = content.strip()  # templates strip what they place
-    start = text.rfind(stripped) if stripped else -1
-    if start < 0:
-        raise UsageError(
-            "continue_final_message has nothing to continue: the last message is empty, or the "
-            "chat template changes it"
-        )
-    return text[: start + len(stripped)]

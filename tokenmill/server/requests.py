@@ -5,56 +5,89 @@ are refused with a reason, unless their value asks for nothing.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tokenmill.sampling.params import FLOAT_RANGES, INT_RANGES, MAX_LOGPROBS
 from tokenmill.server.errors import refused
 
 MAX_SAMPLES = 128
 MAX_PROMPTS = 256
 MAX_STOPS = 16
-MAX_TOP = 20
 _INT32 = 2**31 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=_INT32)]
-Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
+Top = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Name = Annotated[str, Field(max_length=256)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 LogitKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenIds = Annotated[list[TokenId], Field(max_length=2**20)]
 
-_ASKS_NOTHING: tuple[object, ...] = (None, False, [], {}, "auto", "default")
+
+class Refusal(NamedTuple):
+    """Why a field is not supported, and the values that ask for nothing and are taken."""
+
+    reason: str
+    neutral: tuple[object, ...] = (None,)
+
+    def allows(self, value: object) -> bool:
+        return any(type(value) is type(each) and value == each for each in self.neutral)
+
+
+_CONSTRAINED = Refusal("constrained output is not supported")
+_ONLY_TEXT = Refusal("only text is", (None, []))
+_FUNCTIONS = "function calling is not supported"
 _REFUSED = {
-    "audio": "there is no sound",
-    "chat_template": "the model's own chat template is used",
-    "documents": "put documents into the messages",
-    "function_call": "function calling is not supported",
-    "functions": "function calling is not supported",
-    "guided_choice": "constrained output is not supported",
-    "guided_grammar": "constrained output is not supported",
-    "guided_json": "constrained output is not supported",
-    "guided_regex": "constrained output is not supported",
-    "length_penalty": "there is no beam search",
-    "modalities": "there is only text",
-    "prediction": "predicted output is not supported",
-    "reasoning_effort": "use chat_template_kwargs, if the model's template knows an effort",
-    "service_tier": "there is one tier",
-    "store": "completions are not stored",
-    "structured_outputs": "constrained output is not supported",
-    "suffix": "there is no infilling",
-    "use_beam_search": "there is no beam search",
-    "verbosity": "the model has no such setting",
-    "web_search_options": "there is no web search",
+    "audio": Refusal("there is no sound"),
+    "chat_template": Refusal("the model's own chat template is used"),
+    "documents": Refusal("put documents into the messages", (None, [])),
+    "early_stopping": Refusal("there is no beam search", (None, False)),
+    "function_call": Refusal(_FUNCTIONS, (None, "none", "auto")),
+    "functions": Refusal(_FUNCTIONS, (None, [])),
+    "guided_choice": _CONSTRAINED,
+    "guided_grammar": _CONSTRAINED,
+    "guided_json": _CONSTRAINED,
+    "guided_regex": _CONSTRAINED,
+    "kv_transfer_params": Refusal("there is one engine", (None, {})),
+    "length_penalty": Refusal("there is no beam search", (None, 1.0, 1)),
+    "logits_processors": Refusal("requests bring no code", (None, [])),
+    "mm_processor_kwargs": Refusal("there is only text", (None, {})),
+    "modalities": Refusal("there is only text", (None, [], ["text"])),
+    "prediction": Refusal("predicted output is not supported"),
+    "prompt_cache_key": Refusal("prefixes are found by content; cache_salt keeps callers apart"),
+    "reasoning_effort": Refusal(
+        "use chat_template_kwargs, if the model's template knows an effort"
+    ),
+    "safety_identifier": Refusal("requests are not screened; user is a label"),
+    "service_tier": Refusal("there is one tier", (None, "auto", "default")),
+    "spaces_between_special_tokens": Refusal("tokens are joined as they are", (None, True)),
+    "store": Refusal("completions are not stored", (None, False)),
+    "structured_outputs": _CONSTRAINED,
+    "suffix": Refusal("there is no infilling", (None, "")),
+    "use_beam_search": Refusal("there is no beam search", (None, False)),
+    "verbosity": Refusal("the model has no such setting"),
+    "vllm_xargs": Refusal("there are no such arguments", (None, {})),
+    "web_search_options": Refusal("there is no web search"),
 }
+
+
+def _int_range(name: str) -> Any:
+    least, greatest = INT_RANGES[name]
+    return Field(ge=least, le=greatest)
+
+
+def _float_range(name: str) -> Any:
+    least, greatest = FLOAT_RANGES[name]
+    return Field(ge=least, le=greatest)
 
 
 class RequestBody(BaseModel):
     """What all bodies have in common: nothing unknown, and no guessing at types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    refuses: ClassVar[Mapping[str, str]] = _REFUSED
+    refuses: ClassVar[Mapping[str, Refusal]] = _REFUSED
 
     @model_validator(mode="before")
     @classmethod
@@ -63,8 +96,8 @@ class RequestBody(BaseModel):
             return data
         known = cls.refuses.keys() & data.keys()
         for name in known:
-            if not any(data[name] is v or data[name] == v for v in _ASKS_NOTHING):
-                raise refused(name, f"{name} is not supported: {cls.refuses[name]}")
+            if not cls.refuses[name].allows(data[name]):
+                raise refused(name, f"{name} is not supported: {cls.refuses[name].reason}")
         return {key: value for key, value in data.items() if key not in known}
 
 
@@ -83,26 +116,27 @@ class GenerationBody(RequestBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    temperature: Annotated[float, _float_range("temperature")] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    top_k: Annotated[int, _int_range("top_k")] | None = None
+    min_p: Annotated[float, _float_range("min_p")] | None = None
+    repetition_penalty: Annotated[float, _float_range("repetition_penalty")] | None = None
+    presence_penalty: Annotated[float, _float_range("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _float_range("frequency_penalty")] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = None
+    min_tokens: Annotated[int, _int_range("min_tokens")] | None = None
     skip_special_tokens: bool | None = None
     logit_bias: Annotated[dict[LogitKey, Bias], Field(max_length=4096)] | None = None
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     bad_words: Annotated[list[StopString], Field(max_length=256)] | None = None
     prompt_logprobs: Top | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
+    truncate_prompt_tokens: Annotated[int, _int_range("truncate_prompt_tokens")] | None = None
     add_special_tokens: bool | None = None
     echo: bool | None = None
     return_token_ids: bool | None = None
@@ -126,11 +160,11 @@ class Message(RequestBody):
     name: Name | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: Name | None = None
-    refuses: ClassVar[Mapping[str, str]] = {
-        "refusal": "only text is",
-        "audio": "only text is",
-        "function_call": "only text is",
-        "annotations": "only text is",
+    refuses: ClassVar[Mapping[str, Refusal]] = {
+        "refusal": _ONLY_TEXT,
+        "audio": _ONLY_TEXT,
+        "function_call": _ONLY_TEXT,
+        "annotations": _ONLY_TEXT,
     }
 
 
@@ -168,7 +202,6 @@ class CompletionBody(GenerationBody):
         ]
     )
     logprobs: Top | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
     response_format: ResponseFormat | None = None
 
 

@@ -147,7 +147,8 @@ class Version(ResponseBody):
 
 class LiveStats(ResponseBody):
     """The engine at a moment; counters are since its start, `blocks` is run lengths of letters:
-    f free, c cached, u used by one sequence, s shared by several."""
+    f free, c cached, u used by one sequence, s shared by several. `last_evicted` are the blocks
+    of the latest evictions, the last of all at the end."""
 
     time_s: float
     num_running: int
@@ -159,12 +160,19 @@ class LiveStats(ResponseBody):
     prefix_cache_hits: int
     num_preemptions: int
     num_evictions: int
+    last_evicted: list[int]
     num_blocks: int
     num_used_blocks: int
     block_size: int
     blocks: str
 
 
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event; its data is JSON, or [DONE] at the end.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 _ERROR: dict[str, Any] = {"model": ErrorResponse, "description": "OpenAI's error object"}
 
 
@@ -172,11 +180,12 @@ def answers(model: type[ResponseBody], *, streams: bool = False) -> dict[int | s
     """The `responses` of a route: the shape of success, and that of every error."""
     success: dict[str, Any] = {"model": model}
     if streams:
-        success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        success["content"] = {"text/event-stream": {"schema": _EVENT}}
     return {200: success, "4XX": _ERROR, "5XX": _ERROR}
 
 
 def texts(media_type: str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route whose answers are text."""
-    success = {"content": {media_type: {"schema": {"type": "string"}}}}
+    schema = _EVENT if media_type == "text/event-stream" else {"type": "string"}
+    success = {"content": {media_type: {"schema": schema}}}
     return {200: success, "4XX": _ERROR, "5XX": _ERROR}

@@ -8,22 +8,25 @@ from typing import Any
 from tokenmill.engine.llm import LLM
 from tokenmill.engine.outputs import RequestOutput
 from tokenmill.engine.request import Request
-from tokenmill.errors import TokenmillError
 from tokenmill.sampling.params import SamplingParams
 from tokenmill.server.bridge import Bridge
 from tokenmill.server.config import ServerConfig
-from tokenmill.server.errors import ApiError, api_error_of, refused
+from tokenmill.server.errors import ApiError, refused
 from tokenmill.server.life import Life
 from tokenmill.server.meters import Meters
-from tokenmill.server.prompting import truncated
+from tokenmill.server.prompting import Encoder
 from tokenmill.server.requests import GenerationBody
 
 _SAMPLING_FIELDS = (
     *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens"),
-    *("allowed_token_ids", "bad_words", "prompt_logprobs"),
+    *("allowed_token_ids", "bad_words", "prompt_logprobs", "truncate_prompt_tokens"),
 )
+
+
+_REQUEST_SIZE = 64
+"""Making a request takes as long as looking at so many tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Service:
     config: ServerConfig
     life: Life
     bridge: Bridge
+    encoder: Encoder
     meters: Meters
     started: int = field(default_factory=lambda: int(time.time()))
 
@@ -55,39 +59,45 @@ class Service:
         given = {name: value for name, value in given.items() if value is not None}
         if body.logit_bias is not None:
             given["logit_bias"] = {int(key): bias for key, bias in body.logit_bias.items()}
-        try:
-            return self.llm.default_params(**given, max_tokens=max_tokens, logprobs=logprobs)
-        except TokenmillError as error:
-            raise api_error_of(error) from error
+        most = self.llm.loaded.generation_defaults.get("max_new_tokens")
+        if isinstance(most, int):  # requests may only lower it, as in vLLM
+            max_tokens = most if max_tokens is None else min(max_tokens, most)
+        return self.llm.default_params(**given, max_tokens=max_tokens, logprobs=logprobs)
 
-    def requests(
+    def check_count(self, body: GenerationBody, num_prompts: int) -> None:
+        """UsageError, before anything is made of them, for more than could ever wait together."""
+        self.llm.engine.check_count(num_prompts, body.n or 1)
+
+    async def requests(
         self, body: GenerationBody, prompts: Sequence[list[int]], params: SamplingParams, name: str
     ) -> list[Request]:
-        """Requests for the engine, one a prompt; ApiError where one cannot be served."""
+        """Requests for the engine, one a prompt; UsageError where one cannot be served."""
         check_together(body)
-        longest = self.llm.max_model_len - (params.max_tokens or 1)
-        made = []
-        try:
-            for index, ids in enumerate(prompts):
-                made.append(
-                    self.llm.make_request(
-                        truncated(ids, body.truncate_prompt_tokens, max(longest, 1)),
-                        params,
-                        sink=self.bridge.sink,
-                        name=name if len(prompts) == 1 else f"{name}[{index}]",
-                        request_id=body.request_id,
-                        is_streaming=bool(body.stream),
-                        priority=body.priority,
-                        cache_salt=body.cache_salt or "",
-                    )
-                )
-        except TokenmillError as error:
-            raise api_error_of(error) from error
-        return made
+        size = sum(map(len, prompts)) * params.n + _REQUEST_SIZE * len(prompts) * params.n
+        return await self.encoder.apart(lambda: self._made(body, prompts, params, name), size)
+
+    def _made(
+        self, body: GenerationBody, prompts: Sequence[list[int]], params: SamplingParams, name: str
+    ) -> list[Request]:
+        return [
+            self.llm.make_request(
+                ids,
+                params,
+                sink=self.bridge.sink,
+                name=name if len(prompts) == 1 else f"{name}[{index}]",
+                request_id=body.request_id,
+                is_streaming=bool(body.stream),
+                priority=body.priority,
+                cache_salt=body.cache_salt or "",
+            )
+            for index, ids in enumerate(prompts)
+        ]
 
 
 def check_together(body: GenerationBody) -> None:
     """Refuse fields that do not go together; ApiError."""
+    if body.best_of not in (None, 1, body.n):
+        raise refused("best_of", "best_of is supported only as 1 or equal to n")
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "stream_options needs stream: true")
     if body.prompt_logprobs is not None and body.stream:

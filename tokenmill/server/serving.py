@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -16,11 +17,16 @@ from tokenmill.server.bridge import Bridge
 from tokenmill.server.config import ServerConfig
 from tokenmill.server.life import Life
 from tokenmill.server.meters import Meters
+from tokenmill.server.prompting import Encoder
+from tokenmill.server.protocol import Patience, PatientProtocol, patient_protocol
 from tokenmill.server.service import Service
 
 _BACKLOG = 2048
+_OTHER_FILES = 256
+"""Open files beside connections."""
+
 _LAST_WORDS_S = 2.0
-"""Time for what was aborted to be written out."""
+"""Time for what was aborted to be written out; at most a quarter of that for draining."""
 
 # The engine's thread needs the interpreter as soon as a step ends; 5 ms, which is Python's
 # default, is as long as a step.
@@ -60,6 +66,7 @@ def serve(
     True: every request had its answer before the time for draining was up.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _allow_files(config.max_connections + _OTHER_FILES)
     return asyncio.run(_serve(llm, config, bound, on_ready))
 
 
@@ -80,6 +87,7 @@ def make_service(llm: LLM, config: ServerConfig) -> Service:
         life=Life(),
         meters=meters,
         bridge=Bridge(llm.engine, asyncio.get_running_loop(), meters.observe),
+        encoder=Encoder(llm),
     )
 
 
@@ -87,16 +95,22 @@ class Server(uvicorn.Server):
     """uvicorn, with signals that drain: the first one politely, the second at once."""
 
     def __init__(self, service: Service) -> None:
+        config = service.config
+        patience = Patience(
+            max_connections=config.max_connections,
+            head_timeout_s=config.head_timeout_s,
+            write_timeout_s=config.write_timeout_s,
+        )
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                http="httptools",
+                http=patient_protocol(patience),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(_LAST_WORDS_S) + 1,
+                timeout_graceful_shutdown=1,  # nothing is left by then
             )
         )
         self.is_drained = True
@@ -110,20 +124,29 @@ class Server(uvicorn.Server):
 
     def _tell(self) -> None:
         if self._told.is_set():
-            self._service.life.ended.set()
+            self._service.life.end()
         self._told.set()
 
     async def _drain_when_told(self) -> None:
         """After a signal: refuse what comes, wait for what is there, then end uvicorn."""
         await self._told.wait()
         service = self._service
-        self.is_drained = await service.life.drain(service.config.drain_timeout_s)
+        timeout_s = service.config.drain_timeout_s
+        last_words_s = min(_LAST_WORDS_S, timeout_s / 4)
+        self.is_drained = await service.life.drain(timeout_s - last_words_s)
         # What still runs is told so, while the event loop can yet write it out.
         await asyncio.to_thread(service.llm.close)
-        give_up_s = self._loop.time() + _LAST_WORDS_S
-        while service.life.num_active and self._loop.time() < give_up_s:
+        give_up_s = self._loop.time() + last_words_s
+        while self._owed() and self._loop.time() < give_up_s:
             await asyncio.sleep(0.02)
+        for connection in self._owed():
+            connection.transport.abort()
         self.should_exit = True
+
+    def _owed(self) -> list[PatientProtocol]:
+        """The connections whose clients have not read all of their answers."""
+        connections = (c for c in self.server_state.connections if isinstance(c, PatientProtocol))
+        return [connection for connection in connections if connection.is_owed]
 
     async def serve_until_told(self, bound: socket.socket, on_ready: Callable[[], None]) -> None:
         """Serve on a bound socket until a signal ends it."""
@@ -142,6 +165,16 @@ class Server(uvicorn.Server):
             await serving
         finally:
             drained.cancel()
+            self._service.encoder.close()
+
+
+def _allow_files(count: int) -> None:
+    """Open files for all connections, as far as the system lets us: the usual 1,024 are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _unbound(host: str, port: int, error: OSError) -> UsageError:

@@ -56,6 +56,18 @@ def test_the_file_name_is_made_where_none_is_given(tmp_path, capsys, monkeypatch
     assert "ttfts" not in json.loads(path.read_text())
 
 
+def test_the_words_of_vllm_bench_are_understood(tmp_path, capsys):
+    with running(FakeServer()) as server:
+        code = bench(
+            *("serve", "--backend", "vllm", "--host", "127.0.0.1", *FEW),
+            *("--port", server.url.rpartition(":")[2], "--metadata", "version=1.2", "kind=small"),
+            *("--save-result", "--result-dir", tmp_path / "new", "--result-filename", "r.json"),
+        )
+    assert code == 0
+    document = json.loads((tmp_path / "new" / "r.json").read_text())
+    assert (document["version"], document["kind"], document["backend"]) == ("1.2", "small", "vllm")
+
+
 def test_failures_are_shown_and_do_not_end_the_run(tmp_path, capsys):
     file = tmp_path / "trace.jsonl"
     line = {"timestamp": 0, "input_length": 4, "output_length": 3, "hash_ids": []}
@@ -85,6 +97,10 @@ def test_failures_are_shown_and_do_not_end_the_run(tmp_path, capsys):
         (("--max-concurrency", "0"), "--max-concurrency is 0"),
         (("--num-warmups", "-1"), "--num-warmups is -1"),
         (("--trace-speed", "0"), "--trace-speed is 0"),
+        (("--trace-speed", "2", "--request-rate", "3"), "which --request-rate replaces"),
+        (("--metadata", "x"), "--metadata has 'x'"),
+        (("--save-result", "a.json", "--result-filename", "b.json"), "both name the file"),
+        (("--backend", "openai-chat"), "takes text: name a --tokenizer"),
         (("--tokenizer", "/nowhere"), "/nowhere"),
     ],
 )

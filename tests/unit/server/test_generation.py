@@ -138,7 +138,7 @@ def test_the_template_gets_what_it_should(shared: Running) -> None:
     assert rendered().endswith("<|im_start|>assistant\n")
     assert rendered(add_generation_prompt=False).endswith("It is <|im_end|>\n")
     going_on = rendered(add_generation_prompt=False, continue_final_message=True)
-    assert going_on.endswith("<|im_start|>assistant\nIt is")
+    assert going_on.endswith("<|im_start|>assistant\nIt is ")
     assert rendered(chat_template_kwargs={"extra": "!"}).endswith("!")
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}]
@@ -159,8 +159,11 @@ def test_prompts_are_truncated_from_the_left(shared: Running) -> None:
     ask = {**GREEDY, "return_token_ids": True, "truncate_prompt_tokens": 3}
     [choice] = shared.complete([5, 6, 7, 8, 9], **ask).json()["choices"]
     assert choice["prompt_token_ids"] == [7, 8, 9]
-    [choice] = shared.complete([5] * 600, **{**ask, "truncate_prompt_tokens": -1}).json()["choices"]
-    assert len(choice["prompt_token_ids"]) == shared.service.llm.max_model_len - 8
+    for max_tokens in (8, 400):  # room for one token is enough: the answer ends when it is full
+        ask |= {"truncate_prompt_tokens": -1, "max_tokens": max_tokens}
+        [choice] = shared.complete([5] * 600, **ask).json()["choices"]
+        assert len(choice["prompt_token_ids"]) == shared.service.llm.max_model_len - 1
+        assert choice["finish_reason"] == "length"
 
 
 def test_request_ids_name_the_answer(shared: Running) -> None:
@@ -183,6 +186,17 @@ def test_models_tokens_version(shared: Running) -> None:
     assert tokens["count"] == len(tokens["tokens"]) == len(tokens["token_strs"])
     assert shared.post("/detokenize", tokens=tokens["tokens"]).json() == {"prompt": "hello"}
     assert shared.client.get("/version").json().keys() == {"version"}
+
+
+def test_the_makers_limit_of_an_answer_can_only_be_lowered() -> None:
+    from tests.unit.server.running import running_server
+
+    with running_server() as made:
+        made.service.llm.loaded.generation_defaults = {"max_new_tokens": 5}
+        for asked, given in ((None, 5), (3, 3), (9, 5)):
+            fields = {"ignore_eos": True, "max_tokens": asked}
+            for answer in (made.chat(**fields), made.complete(**fields)):
+                assert answer.json()["usage"]["completion_tokens"] == given
 
 
 def test_a_default_of_the_model_yields_to_the_request() -> None:

@@ -43,7 +43,7 @@ OPERATIONS = [
 def test_the_document_lists_every_operation(shared: Running) -> None:
     paths = shared.client.get("/openapi.json").json()["paths"]
     listed = {(method.upper(), path) for path, methods in paths.items() for method in methods}
-    # A stream without end is tested where it is ended.
+    # /engine/events has no end, so a case of it would have none: see test_limits.py.
     assert listed == {*OPERATIONS, ("GET", "/engine/events")}
 
 

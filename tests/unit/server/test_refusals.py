@@ -15,6 +15,10 @@ HELLO = [{"role": "user", "content": "hello"}]
     [
         ({"suffix": "x"}, "suffix"),
         ({"n": 1, "best_of": 3}, "best_of"),
+        ({"spaces_between_special_tokens": False}, "spaces_between_special_tokens"),
+        ({"logits_processors": ["x"]}, "logits_processors"),
+        ({"length_penalty": 0.5}, "length_penalty"),
+        ({"structured_outputs": {}}, "structured_outputs"),
         ({"nonsense": 1}, "nonsense"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "0"}, "temperature"),
@@ -63,6 +67,11 @@ def test_completion_fields(shared: Running, fields, param) -> None:
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"best_of": 2}, "best_of"),
+        ({"prompt_cache_key": "mine"}, "prompt_cache_key"),
+        ({"safety_identifier": "me"}, "safety_identifier"),
+        ({"chat_template_kwargs": {"bos_token": "x"}}, "chat_template_kwargs.bos_token"),
     ],
 )
 def test_chat_fields(shared: Running, fields, param) -> None:
@@ -77,6 +86,11 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(shared: Running) -> None:
         **{"service_tier": "auto", "parallel_tool_calls": True, "max_tokens": 2},
     }
     assert shared.chat(**harmless).status_code == 200
+    harmless |= {"best_of": None, "spaces_between_special_tokens": True, "length_penalty": 1.0}
+    harmless |= {"logits_processors": [], "vllm_xargs": {}, "kv_transfer_params": {}}
+    harmless |= {"mm_processor_kwargs": {}, "modalities": ["text"], "function_call": "none"}
+    assert shared.chat(**harmless).status_code == 200
+    assert shared.chat(best_of=2, n=2, max_tokens=1).status_code == 200
     assert shared.complete(suffix=None, best_of=1, max_tokens=2).status_code == 200
     tools = [{"type": "function", "function": {"name": "f"}}]
     assert shared.chat(tools=tools, tool_choice="none", max_tokens=2).status_code == 200
@@ -119,6 +133,26 @@ def test_other_models_addresses_and_methods(shared: Running) -> None:
     shared.refuse(shared.client.get("/static/"), 404)
     assert shared.client.get(COMPLETION).headers["allow"] == "POST"
     shared.refuse(shared.client.delete(COMPLETION), 405)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"stop": ["a"] * 17}, "at most 16 items"),
+        ({"stop": [""]}, "at least 1 character"),
+        ({"stop": 5}, "valid string"),
+        ({"prompt": ["a"] * 257}, "at most 256 items"),
+        ({"prompt": [[1], []]}, "at least 1 item"),
+        ({"prompt": [2**40]}, "less than or equal to"),
+    ],
+)
+def test_the_reason_is_that_of_what_was_meant(shared: Running, fields, reason) -> None:
+    assert reason in shared.refuse(shared.post(COMPLETION, **{"prompt": "a", **fields}))["message"]
+
+
+def test_a_missing_content_type_is_named(shared: Running) -> None:
+    error = shared.refuse(shared.client.post(COMPLETION, content=b'{"prompt": "a"}'))
+    assert "Content-Type: application/json" in error["message"]
 
 
 def test_cross_site_forms_are_refused(shared: Running) -> None:

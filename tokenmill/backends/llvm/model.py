@@ -152,6 +152,10 @@ class LlvmModel:
     def limits(self) -> StepLimits:
         return self._limits
 
+    def warm_up(self) -> None:
+        for num_rows in range(1, min(MAX_ROWS, self._limits.tokens) + 1):
+            self.prepare(num_rows)
+
     def prepare(self, tokens: int) -> None:
         """Have the tile kernels ready that a step of so many tokens needs."""
         size = rows_per_tile(tokens)

@@ -48,6 +48,9 @@ class ReferenceModel:
     def limits(self) -> StepLimits:
         return self._limits
 
+    def warm_up(self) -> None:
+        """An interpreter has nothing to prepare."""
+
     def post(self, step: StepInput) -> None:
         """Compute the step here and now; `wait` hands it out."""
         assert self._output is None, "a step is in flight already"

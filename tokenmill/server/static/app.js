@@ -1,8 +1,9 @@
 // Starts the page: language and theme, the chat, and the live view.
 
 import { loadModels, startChat } from "./chat.js";
+import { describe } from "./http.js";
 import { watchEngine } from "./live.js";
-import { otherLanguage, text, translatePage } from "./texts.js";
+import { otherLanguage, translatePage } from "./texts.js";
 
 const root = document.documentElement;
 const prefersDark = window.matchMedia("(prefers-color-scheme: dark)").matches;
@@ -20,7 +21,7 @@ async function tryModels() {
     await loadModels();
     notice.hidden = true;
   } catch (error) {
-    notice.textContent = text("unreachable", { why: error.message });
+    notice.textContent = describe(error);
     notice.hidden = false;
   }
 }

@@ -1,7 +1,7 @@
 // The conversation: sends it whole with every turn, and shows the answer as it streams in.
 
 import { text } from "./texts.js";
-import { authorized, explainFailure, readEvents } from "./http.js";
+import { authorized, describe, explainFailure, readEvents } from "./http.js";
 
 const $ = (id) => document.getElementById(id);
 const history = [];
@@ -84,7 +84,7 @@ async function send() {
   try {
     await stream(answer, abort.signal);
   } catch (error) {
-    if (error.name !== "AbortError") notice(text("unreachable", { why: error.message }));
+    if (error.name !== "AbortError") notice(describe(error));
     else addMeta(answer.node, text("stopped"));
   } finally {
     answer.node.classList.remove("pending");

@@ -20,6 +20,11 @@ export async function explainFailure(response) {
   }
 }
 
+// What went wrong, in a sentence: fetch raises a TypeError where it got no answer at all.
+export function describe(error) {
+  return error instanceof TypeError ? text("unreachable", { why: error.message }) : error.message;
+}
+
 // Yields the data of each event. EventSource cannot send an API key.
 export async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

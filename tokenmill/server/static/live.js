@@ -26,12 +26,12 @@ export async function watchEngine() {
 }
 
 function show(now) {
-  if (last && now.generation_tokens < last.generation_tokens) last = null; // the server is new
+  if (last && now.generation_tokens < last.generation_tokens) { last = null; evictedAt = []; } // the server is new
   const blocks = expand(now.blocks);
   if (last) {
     noteRate(now);
     noteEvents(now);
-    if (now.num_evictions > last.num_evictions) noteEvictions(blocks, now.time_s);
+    noteEvictions(now, now.num_evictions - last.num_evictions);
   }
   cells = blocks;
   last = now;
@@ -71,11 +71,10 @@ function addEvent(message) {
   while (list.children.length > 40) list.lastChild.remove();
 }
 
-// A cached block that came into use while blocks were given up was most likely one of them.
-function noteEvictions(blocks, time) {
-  for (let i = 0; i < blocks.length; i += 1) {
-    if (cells[i] === "c" && (blocks[i] === "f" || blocks[i] === "u")) evictedAt[i] = time;
-  }
+// Remembers when each block lost its content, for the map to show it for a while.
+function noteEvictions(now, count) {
+  if (count <= 0) return;
+  for (const block of now.last_evicted.slice(-count)) evictedAt[block] = now.time_s;
 }
 
 function showFigures(now) {
@@ -132,9 +131,11 @@ const NAMES = { f: "free", c: "cached", u: "used", s: "shared" };
 // Cells are at least 6 pixels wide; where blocks are more than fit, a cell shows the busiest of a few.
 function drawBlocks(now) {
   const { context, width, height } = prepare($("blocks"), 260);
-  const pitch = Math.max(7, Math.floor(Math.sqrt((width * height) / Math.max(cells.length, 1))));
+  const fit = (pitch) => Math.max(1, Math.floor(width / pitch)) * Math.floor(height / pitch);
+  let pitch = 28;
+  while (pitch > 7 && fit(pitch) < cells.length) pitch -= 1;
   const columns = Math.max(1, Math.floor(width / pitch));
-  const fitting = columns * Math.floor(height / pitch);
+  const fitting = fit(pitch);
   const each = Math.max(1, Math.ceil(cells.length / fitting));
   const colors = Object.fromEntries(Object.entries(NAMES).map(([kind, name]) => [kind, color(name)]));
   const evicted = color("evicted");
@@ -148,9 +149,9 @@ function drawBlocks(now) {
     context.fillStyle = colors[kind];
     context.fillRect(x, y, pitch - 1, pitch - 1);
     if (fresh > 0) {
-      context.strokeStyle = evicted;
+      context.fillStyle = evicted;
       context.globalAlpha = Math.min(1, fresh);
-      context.strokeRect(x + 0.5, y + 0.5, pitch - 2, pitch - 2);
+      context.fillRect(x, y, pitch - 1, pitch - 1);
       context.globalAlpha = 1;
     }
   }
