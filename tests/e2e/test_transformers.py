@@ -101,6 +101,12 @@ def make_model(
     return make_llvm_model(graph, weights, limits=limits, objects=ObjectCache(cache), row=row)
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Architectures of equal sizes have many kernels in common."""
+    return tmp_path_factory.mktemp("objects")
+
+
 @pytest.mark.parametrize(
     ("backend", "architecture", "shape"),
     [
@@ -110,7 +116,7 @@ def make_model(
     ],
 )
 def test_logits_are_those_of_transformers(
-    backend: str, architecture: str, shape: str, tmp_path: Path
+    backend: str, architecture: str, shape: str, objects: Path
 ) -> None:
     sizes = SHAPES[shape]
     theirs = hugging_face_model(architecture, sizes)
@@ -124,7 +130,7 @@ def test_logits_are_those_of_transformers(
         vocab_size=sizes.vocab_size,
     )
     graph, weights = our_graph(architecture, sizes), our_weights(theirs, sizes.is_tied)
-    ours = make_model(backend, graph, weights, limits, tmp_path)
+    ours = make_model(backend, graph, weights, limits, objects)
     rng = np.random.default_rng(1)
     for lengths in (LENGTHS[:4], LENGTHS[4:]):
         traffic = Traffic(
