@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from tokenmill.errors import UsageError
 
+CHEAP_ROWS = 8
+"""Rows of one step up to which a row more costs little: reading the weights takes the time."""
+
 QUANTIZATIONS = ("auto", "q4", "q8", "bf16", "f32")
 ACTIVATIONS = ("bf16", "int8", "f32")
 KV_CACHES = ("auto", "bf16", "f32", "int8")
@@ -51,6 +54,11 @@ class EngineConfig:
         if not self.speculative:
             raise UsageError("speculative is empty: give off, ngram or the name of a draft model")
         _check_count("max_waiting", self.max_waiting, least=0)
+
+    @property
+    def max_step_rows(self) -> int:
+        """Rows of logits in a step: one a sequence, and guesses behind it while few run."""
+        return max(self.max_num_seqs, CHEAP_ROWS)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

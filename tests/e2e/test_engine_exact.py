@@ -68,7 +68,7 @@ def answers(outputs: list[RequestOutput]) -> list[object]:
     [
         ({}, lambda stats: stats.prefix_cache_hits > 100),
         ({"enable_prefix_caching": False}, lambda stats: stats.prefix_cache_hits == 0),
-        ({"speculative": "ngram"}, lambda stats: stats.accepted_tokens > 10),
+        ({"speculative": "ngram", "max_num_seqs": 4}, lambda stats: stats.accepted_tokens > 10),
         # A draft model as large as the model cannot pay, and is soon switched off.
         ({"speculative": "itself", "max_num_seqs": 4}, lambda stats: stats.accepted_tokens > 0),
         ({"kv_cache_memory_bytes": 8_000_000}, lambda stats: stats.num_preemptions > 0),

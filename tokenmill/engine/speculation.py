@@ -9,11 +9,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
+from tokenmill.config import CHEAP_ROWS
 from tokenmill.engine.sequence import Sequence
 from tokenmill.sampling.ngrams import NgramIndex
-
-_MAX_ROWS = 8
-"""Rows of one step up to which a row more costs little: reading the weights takes the time."""
 
 _ROWS_COST = 0.35
 """Tokens that a step could have computed in the time that the rows of guesses take."""
@@ -114,7 +112,7 @@ class Speculator:
         return _ROWS_COST + (self._draft_s / self._step_s if self._step_s else 0.0)
 
     def _room(self, running: SequenceOf[Sequence]) -> int:
-        return min(self._num_tokens, _MAX_ROWS // max(1, len(running)) - 1)
+        return min(self._num_tokens, CHEAP_ROWS // max(1, len(running)) - 1)
 
 
 def _averaged(average: float, value: float) -> float:

@@ -107,7 +107,7 @@ def _compile(
         row=pick_row(),
         activations=options.activations,
         max_tokens=options.max_num_batched_tokens,
-        max_rows=options.max_num_seqs,
+        max_rows=options.max_step_rows,
     )
     numerics = Numerics(activations=options.activations, cache=cache)
     program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
@@ -232,7 +232,7 @@ def _limits(
     return StepLimits(
         tokens=options.max_num_batched_tokens,
         sequences=options.max_num_seqs,
-        rows=options.max_num_seqs,
+        rows=options.max_step_rows,
         blocks=blocks,
         blocks_per_sequence=min(per_sequence, blocks),
         slots=options.max_num_seqs,
