@@ -35,6 +35,11 @@ REQUESTS = [
     ("One, two,", SamplingParams(seed=5, max_tokens=30, bad_words=["three"], min_tokens=20)),
     ("A B A B A B", SamplingParams(temperature=0, max_tokens=50, logit_bias={33: 1.5})),
     ("Yes or no?", SamplingParams(seed=6, max_tokens=9, allowed_token_ids=list(range(200)))),
+    # Of two tokens alone a text soon repeats itself, which is easy to guess.
+    (
+        "On and on and on",
+        SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, allowed_token_ids=[260, 282]),
+    ),
     *(
         (f"Chapter {number}", SamplingParams(seed=number, max_tokens=80, ignore_eos=True))
         for number in range(6)
@@ -68,6 +73,7 @@ def answers(outputs: list[RequestOutput]) -> list[object]:
     [
         ({}, lambda stats: stats.prefix_cache_hits > 100),
         ({"enable_prefix_caching": False}, lambda stats: stats.prefix_cache_hits == 0),
+        # In larger batches rows cost time, and nobody guesses.
         ({"speculative": "ngram", "max_num_seqs": 4}, lambda stats: stats.accepted_tokens > 10),
         # A draft model as large as the model cannot pay, and is soon switched off.
         ({"speculative": "itself", "max_num_seqs": 4}, lambda stats: stats.accepted_tokens > 0),
