@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 Dim = int | str
-Attr = int | float | str | bool | tuple[int, ...] | tuple[str, ...]
+Attr = int | float | str | bool | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Attrs = tuple[tuple[str, Attr], ...]
 
 _TYPE = re.compile(r"(\w+)(?:\[(\w+(?:,\w+)*)\])?", re.ASCII)

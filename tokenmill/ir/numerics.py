@@ -57,6 +57,12 @@ def rmsnorm(x_TK: F32Array, weight: Weight, *, eps: float) -> F32Array:
     return out_TK
 
 
+def head_norm(x_TN: F32Array, weight: Weight, *, head_dim: int, eps: float) -> F32Array:
+    """rmsnorm of each head alone; all heads share the weights [D]."""
+    x_MD = x_TN.reshape(-1, head_dim)
+    return rmsnorm(x_MD, weight, eps=eps).reshape(x_TN.shape)
+
+
 def round_to(x: F32Array, *, to: str) -> F32Array:
     """Round to an activation type and back. int8: groups of GROUP, scale = max|x| / 127."""
     if to == "f32":
@@ -87,8 +93,8 @@ def linear(x_TK: F32Array, weight: Weight, bias: Weight | None = None) -> F32Arr
     return out_TN if bias is None else out_TN + bias.dequantize()[0]
 
 
-def rope_angles(positions: npt.NDArray[np.integer], head_dim: int, theta: float) -> F32Array:
-    """[positions, head_dim / 2] angles in float32, as the models were trained with.
+def rope_frequencies(head_dim: int, theta: float) -> F32Array:
+    """[head_dim / 2] radians a position, in float32, as the models were trained with.
 
     Powers are rounded once, as torch's are: those that NumPy computes in float32 are off by a
     last bit here and there, an error that grows with the position.
@@ -96,13 +102,47 @@ def rope_angles(positions: npt.NDArray[np.integer], head_dim: int, theta: float)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(theta, exponents, dtype=np.float64).astype(np.float32)
     frequencies: F32Array = np.float32(1) / powers
-    return positions.astype(np.float32)[:, None] * frequencies
+    return frequencies
 
 
-def rope(x_TN: F32Array, place: Place, *, head_dim: int, theta: float) -> F32Array:
+@dataclass(frozen=True, kw_only=True)
+class Angles:
+    """How fast each pair of a head turns, in radians a position, and how much it grows."""
+
+    frequencies: tuple[float, ...]
+    magnitude: float = 1.0
+
+    @staticmethod
+    def of(
+        head_dim: int,
+        theta: float | None = None,
+        frequencies: tuple[float, ...] = (),
+        magnitude: float = 1.0,
+    ) -> "Angles":
+        """Those of a `rope` operation, from its attributes."""
+        if theta is not None:
+            frequencies = tuple(map(float, rope_frequencies(head_dim, theta)))
+        return Angles(frequencies=frequencies, magnitude=magnitude)
+
+    def turns(self, positions: npt.NDArray[np.integer]) -> tuple[F32Array, F32Array]:
+        """Cosines and sines, [positions, head_dim / 2] each."""
+        angles = positions.astype(np.float32)[:, None] * np.array(self.frequencies, np.float32)
+        size = np.float32(self.magnitude)
+        return np.cos(angles) * size, np.sin(angles) * size
+
+
+def rope(
+    x_TN: F32Array,
+    place: Place,
+    *,
+    head_dim: int,
+    theta: float | None = None,
+    frequencies: tuple[float, ...] = (),
+    magnitude: float = 1.0,
+) -> F32Array:
     """Rotary embedding over halves: (d, d + D/2) turn together (Su et al. 2021)."""
-    angles = rope_angles(place.positions_T, head_dim, theta)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    turns = Angles.of(head_dim, theta, frequencies, magnitude).turns(place.positions_T)
+    cos, sin = (turn[:, None] for turn in turns)
     x_THD = x_TN.reshape(x_TN.shape[0], -1, head_dim)
     low, high = np.split(x_THD, 2, axis=2)
     turned = np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=2)
@@ -132,29 +172,47 @@ def round_heads(x_TGD: F32Array, *, to: str, is_turned: bool) -> F32Array:
 
 
 def attention(
-    q_TN: F32Array, cache: Cache, place: Place, *, head_dim: int, scale: float
+    q_TN: F32Array,
+    cache: Cache,
+    place: Place,
+    *,
+    head_dim: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> F32Array:
-    """Causal attention of each token over its sequence's cache, heads grouped."""
+    """Causal attention of each token over its sequence's cache, heads grouped.
+
+    With a `window`, a token sees so many positions, its own the last; with a `softcap`, scores
+    are bent to stay within it.
+    """
     out_TN = np.empty_like(q_TN)
     for t, position in enumerate(place.positions_T):
         keys, values = cache.read(place, int(place.sequences_T[t]), int(position) + 1)
         q_GHD = q_TN[t].reshape(keys.shape[1], -1, head_dim)
-        out_TN[t] = _attend(q_GHD, keys, values, scale).reshape(-1)
+        first = max(0, len(keys) - window) if window else 0
+        out_TN[t] = _attend(q_GHD, keys, values, first, scale, softcap).reshape(-1)
     return out_TN
 
 
-def _attend(q_GHD: F32Array, k_PGD: F32Array, v_PGD: F32Array, scale: float) -> F32Array:
+def _attend(
+    q_GHD: F32Array, k_PGD: F32Array, v_PGD: F32Array, first: int, scale: float, softcap: float
+) -> F32Array:
     """One token, chunk after chunk, by the online softmax (Milakov and Gimelshein 2018)."""
     top = np.full(q_GHD.shape[:2], -np.inf, np.float32)
     total, out = np.zeros_like(top), np.zeros_like(q_GHD)
-    for start in range(0, len(k_PGD), KV_CHUNK):
-        keys, values = k_PGD[start : start + KV_CHUNK], v_PGD[start : start + KV_CHUNK]
+    for start in range(first - first % KV_CHUNK, len(k_PGD), KV_CHUNK):
+        begin = max(start, first)
+        keys, values = k_PGD[begin : start + KV_CHUNK], v_PGD[begin : start + KV_CHUNK]
         scores = np.einsum("ghd,pgd->ghp", q_GHD, keys) * np.float32(scale)
+        if softcap:
+            scores = bent(scores, cap=softcap)
         chunk_top = scores.max(axis=2)
         weights = np.exp(scores - chunk_top[:, :, None])
         new_top = np.maximum(top, chunk_top)
         old, new = np.exp(top - new_top), np.exp(chunk_top - new_top)
-        total = total * old + lane_sum(weights) * new
+        lanes = np.pad(weights, ((0, 0), (0, 0), (begin - start, 0)))
+        total = total * old + lane_sum(lanes) * new
         chunk_out = np.einsum("ghp,pgd->ghd", weights, values)
         out = out * old[:, :, None] + chunk_out * new[:, :, None]
         top = new_top
@@ -165,6 +223,24 @@ def silu(x: F32Array) -> F32Array:
     """x * sigmoid(x)."""
     with np.errstate(over="ignore"):
         out: F32Array = np.divide(x, np.float32(1) + np.exp(-x))
+    return out
+
+
+def gelu(x: F32Array) -> F32Array:
+    """x * Phi(x), by tanh (Hendrycks and Gimpel 2016): 0.5 (1 + tanh u) is sigmoid(2u)."""
+    u = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+    with np.errstate(over="ignore"):
+        out: F32Array = np.divide(x, np.float32(1) + np.exp(np.float32(-2) * u))
+    return out
+
+
+def scale(x: F32Array, *, by: float) -> F32Array:
+    return x * np.float32(by)
+
+
+def bent(x: F32Array, *, cap: float) -> F32Array:
+    """cap * tanh(x / cap): nearly x where that is small, never beyond cap."""
+    out: F32Array = np.tanh(x / np.float32(cap)) * np.float32(cap)
     return out
 
 

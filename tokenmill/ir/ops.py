@@ -32,9 +32,9 @@ class TypeMismatchError(ValueError):
 class Op:
     """One row of the table.
 
-    `operands` name what it takes (a trailing ? marks an optional one); `infer` gives the result
-    types or raises TypeMismatchError; `flops` counts additions and multiplications. `reference`
-    takes the operands, for `kv_write` the cache too, and the attributes by name.
+    `operands` and `attrs` name what it takes (a trailing ? marks an optional one); `infer` gives
+    the result types or raises TypeMismatchError; `flops` counts additions and multiplications.
+    `reference` takes the operands, for `kv_write` the cache too, and the attributes by name.
     """
 
     name: str
@@ -83,6 +83,14 @@ def _infer_rmsnorm(types: Sequence[Type], node: Node) -> Type:
     return x
 
 
+def _infer_head_norm(types: Sequence[Type], node: Node) -> Type:
+    x, weight = types
+    _require(x.dtype == "f32", f"x must be f32, is {x}")
+    _heads(x, node)
+    _vector(weight, "the weight", node.integer("head_dim"))
+    return x
+
+
 def _infer_round(types: Sequence[Type], node: Node) -> Type:
     _require(types[0].dtype == "f32", f"x must be f32, is {types[0]}")
     _require(node.string("to") in ACTIVATIONS, f"cannot round to {node.attr('to')}")
@@ -107,6 +115,13 @@ def _infer_rope(types: Sequence[Type], node: Node) -> Type:
     _placed(x, place)
     _heads(x, node)
     _require(node.integer("head_dim") % 2 == 0, "rope turns pairs: head_dim must be even")
+    given = dict(node.attrs)
+    _require(("theta" in given) != ("frequencies" in given), "rope takes theta or frequencies")
+    frequencies = given.get("frequencies")
+    if isinstance(frequencies, tuple):
+        are_numbers = all(isinstance(number, int | float) for number in frequencies)
+        pairs = node.integer("head_dim") // 2
+        _require(are_numbers and len(frequencies) == pairs, f"rope takes {pairs} frequencies")
     return x
 
 
@@ -135,6 +150,7 @@ def _infer_attention(types: Sequence[Type], node: Node) -> Type:
     heads, kv_heads, head_dim = _heads(q, node), *map(int, _matrix(kv, "kv"))
     _require(node.integer("head_dim") == head_dim, f"head_dim differs from that of {kv}")
     _require(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key heads evenly")
+    _require(dict(node.attrs).get("window", 1) != 0, "a window must hold a position")
     return Type("f32", q.shape)
 
 
@@ -199,6 +215,14 @@ OPS: dict[str, Op] = {
             reference=numerics.rmsnorm,
         ),
         Op(
+            name="head_norm",
+            operands=("x", "weight"),
+            attrs={"head_dim": int, "eps": float},
+            infer=_infer_head_norm,
+            flops=_per_element(4),
+            reference=numerics.head_norm,
+        ),
+        Op(
             name="round",
             operands=("x",),
             attrs={"to": str},
@@ -217,7 +241,7 @@ OPS: dict[str, Op] = {
         Op(
             name="rope",
             operands=("x", "place"),
-            attrs={"head_dim": int, "theta": float},
+            attrs={"head_dim": int, "theta?": float, "frequencies?": tuple, "magnitude?": float},
             infer=_infer_rope,
             flops=_per_element(3),
             reference=numerics.rope,
@@ -233,7 +257,7 @@ OPS: dict[str, Op] = {
         Op(
             name="attention",
             operands=("q", "kv", "place"),
-            attrs={"head_dim": int, "scale": float},
+            attrs={"head_dim": int, "scale": float, "window?": int, "softcap?": float},
             infer=_infer_attention,
             flops=_flops_attention,
             reference=numerics.attention,
@@ -245,6 +269,30 @@ OPS: dict[str, Op] = {
             infer=_infer_unary,
             flops=_per_element(4),
             reference=numerics.silu,
+        ),
+        Op(
+            name="gelu",
+            operands=("x",),
+            attrs={},
+            infer=_infer_unary,
+            flops=_per_element(8),
+            reference=numerics.gelu,
+        ),
+        Op(
+            name="scale",
+            operands=("x",),
+            attrs={"by": float},
+            infer=_infer_unary,
+            flops=_per_element(1),
+            reference=numerics.scale,
+        ),
+        Op(
+            name="softcap",
+            operands=("x",),
+            attrs={"cap": float},
+            infer=_infer_unary,
+            flops=_per_element(6),
+            reference=numerics.bent,
         ),
         Op(
             name="add",
@@ -296,8 +344,9 @@ def infer(node: Node, types: Sequence[Type]) -> Type:
         is_weight = slot.removesuffix("?") in _WEIGHT_OPERANDS
         _require(name.startswith("@" if is_weight else "%"), f"{name} cannot be the {slot}")
     given = dict(node.attrs)
-    fits = given.keys() == row.attrs.keys() and all(
-        _fits(given[key], kind) for key, kind in row.attrs.items()
+    kinds = {key.removesuffix("?"): kind for key, kind in row.attrs.items()}
+    fits = all(key in given or key + "?" in row.attrs for key in kinds) and all(
+        key in kinds and _fits(value, kinds[key]) for key, value in given.items()
     )
     _require(fits, f"{node.op} takes attributes {_attrs(row)}; given {given}")
     return row.infer(types, node)

@@ -10,7 +10,9 @@ Linear.       Per output: groups of GROUP along k, ascending. One dot a group, f
               A format without scale adds the dot. The bias is added after the last group.
 Group sums.   Lane l of LANES takes x[l] + x[l + LANES]; then the tree.
 Norm.         Lane l takes x[l], x[l + LANES], ... squared, by fma, ascending; then the tree.
-Attention.    Positions are split at multiples of KV_CHUNK, counted from the sequence's start.
+              A head_norm counts l from its head's start.
+Attention.    Positions are split at multiples of KV_CHUNK, counted from the sequence's start;
+              those before a window have no weight and are not read.
               In a chunk: q.k over the head's dimensions in stored order, the maximum, exp; lane l
               sums the weights of positions l, l + LANES, ..., then the tree; p.v ascending by
               position. Chunks are merged ascending by the online softmax. A token reads back the

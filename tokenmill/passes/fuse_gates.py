@@ -7,7 +7,7 @@ from tokenmill.passes.grouping import Links, group
 
 
 def fuse_gates(graph: Graph) -> Graph:
-    """round(mul(silu(linear(h)), linear(h))) becomes one node."""
+    """round(mul(silu(linear(h)), linear(h))) becomes one node; gelu serves as well as silu."""
     return replace(graph, functions=tuple(_fuse(f) for f in graph.functions))
 
 
@@ -20,12 +20,12 @@ def _fuse(function: Function) -> Function:
 
 
 def _members(links: Links, product: Node) -> list[Node]:
-    silu = links.maker(product.operands[0], "silu")
+    bend = links.maker(product.operands[0], "silu") or links.maker(product.operands[0], "gelu")
     up = links.maker(product.operands[1], "linear")
-    gate = links.maker(silu.operands[0], "linear") if silu else None
-    if silu is None or up is None or gate is None or gate.operands[0] != up.operands[0]:
+    gate = links.maker(bend.operands[0], "linear") if bend else None
+    if bend is None or up is None or gate is None or gate.operands[0] != up.operands[0]:
         return []
-    if any(links.only_user(node) is None for node in (gate, silu, up)):
+    if any(links.only_user(node) is None for node in (gate, bend, up)):
         return []
     roundings = links.roundings(product)
-    return [gate, silu, up, product, *(roundings if len(roundings) == 1 else [])]
+    return [gate, bend, up, product, *(roundings if len(roundings) == 1 else [])]

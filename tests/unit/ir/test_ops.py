@@ -46,6 +46,16 @@ def finish(op: str, *operands: str, **attrs: Attr) -> tuple[Node, list[Type]]:
             "f32[T,128]",
         ),
         ("silu", ("f32[T,96]",), {}, "f32[T,96]"),
+        ("gelu", ("f32[T,96]",), {}, "f32[T,96]"),
+        ("scale", ("f32[T,96]",), {"by": 0.5}, "f32[T,96]"),
+        ("softcap", ("f32[T,96]",), {"cap": 30.0}, "f32[T,96]"),
+        ("head_norm", ("f32[T,64]", "@f32[32]"), {"head_dim": 32, "eps": 1e-5}, "f32[T,64]"),
+        (
+            "rope",
+            ("f32[T,64]", "place[T]"),
+            {"head_dim": 4, "frequencies": (1.0, 0.5), "magnitude": 1.5},
+            "f32[T,64]",
+        ),
         ("add", ("f32[T,96]", "f32[T,96]"), {}, "f32[T,96]"),
         ("mul", ("f32[T,96]", "f32[T,96]"), {}, "f32[T,96]"),
         ("select_rows", ("f32[T,64]", "i32[R]"), {}, "f32[R,64]"),
@@ -58,6 +68,7 @@ def test_result_types(
     assert str(infer(*make(op, *operands, **attrs))) == result
 
 
+HEAD_NORM: dict[str, Attr] = {"head_dim": 32, "eps": 1e-5}
 ROPE = {"head_dim": 32, "theta": 1e4}
 KV = {"head_dim": 32, "to": "f32"}
 ATTENTION = {"head_dim": 32, "scale": 0.2}
@@ -66,7 +77,7 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
 @pytest.mark.parametrize(
     ("op", "operands", "attrs", "message"),
     [
-        ("gelu", ("f32[T,64]",), {}, "there is no operation 'gelu'"),
+        ("tanh", ("f32[T,64]",), {}, "there is no operation 'tanh'"),
         ("silu", (), {}, "silu takes x; given 0 operands"),
         ("add", ("f32[T,4]",), {}, "add takes a, b; given 1 operands"),
         ("linear", ("f32[T,4]", "@w[4,4]", "@f32[4]", "@f32[4]"), {}, "given 4 operands"),
@@ -97,6 +108,15 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
         ("rope", ("f32[T,48]", "place[T]"), ROPE | {"head_dim": 0}, "no multiple of head_dim 0"),
         ("rope", ("f32[T,15]", "place[T]"), ROPE | {"head_dim": 5}, "head_dim must be even"),
         ("rope", ("f32[R,64]", "place[T]"), ROPE, "the place must be place[R], is place[T]"),
+        ("rope", ("f32[T,64]", "place[T]"), {"head_dim": 32}, "rope takes theta or frequencies"),
+        (
+            "rope",
+            ("f32[T,64]", "place[T]"),
+            {"head_dim": 8, "frequencies": (1.0,)},
+            "rope takes 4 frequencies",
+        ),
+        ("head_norm", ("f32[T,64]", "@f32[64]"), HEAD_NORM, "the weight must be f32[32]"),
+        ("head_norm", ("f32[T,40]", "@f32[32]"), HEAD_NORM, "no multiple of head_dim 32"),
         ("rope", ("f32[T,64]", "i32[T]"), ROPE, "the place must be place[T], is i32[T]"),
         ("kv_write", ("f32[T,64]", "f32[T,32]", "place[T]"), KV, "k and v must be alike"),
         ("kv_write", ("bf16[T,64]", "bf16[T,64]", "place[T]"), KV, "k and v must be alike"),
@@ -123,7 +143,7 @@ def test_every_reference_takes_the_attributes_of_its_row() -> None:
     for op in OPS.values():
         parameters = inspect.signature(op.reference).parameters.values()
         named = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        assert named == set(op.attrs), op.name
+        assert named == {key.removesuffix("?") for key in op.attrs}, op.name
 
 
 def test_sizes_of_values() -> None:

@@ -6,6 +6,7 @@ Every phase computes a value 2 * LANES features at a time and hands the pair of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import pi, sqrt
 
 from tokenmill.backends.llvm.emit import Value
 from tokenmill.backends.llvm.kv_cache import (
@@ -80,8 +81,8 @@ class Epilogue:
             case "mul":
                 [a, b] = operands
                 return a[0] * b[0], a[1] * b[1]
-            case "silu":
-                return _silu(scope, operands[0][0]), _silu(scope, operands[0][1])
+            case "silu" | "gelu" | "scale" | "softcap":
+                return _unary(scope, node, operands[0][0]), _unary(scope, node, operands[0][1])
             case "rope":
                 return _rope(scope, node, operands[0], row, pair)
             case "round":
@@ -97,10 +98,25 @@ def _operand(scope: Scope, name: str, made: dict[str, Pair], row: Value, pair: V
     return load_value(scope, name, row, pair)
 
 
-def _silu(scope: Scope, x: Value) -> Value:
+def _unary(scope: Scope, node: Node, x: Value) -> Value:
+    match node.op:
+        case "silu":
+            return _gated(scope, x, x)
+        case "gelu":  # see numerics.gelu
+            cubed = x * x * x
+            inner = (x + cubed * 0.044715) * sqrt(2 / pi)
+            return _gated(scope, x, inner * 2.0)
+        case "scale":
+            return x * node.real("by")
+        case _:
+            return scope.lanes.softcap(x, node.real("cap"))
+
+
+def _gated(scope: Scope, x: Value, gate: Value) -> Value:
+    """x * sigmoid(gate)."""
     one = scope.f.const(F32, 1.0)
     lanes = scope.lanes
-    negative = scope.f.const(F32, 0.0) - x
+    negative = scope.f.const(F32, 0.0) - gate
     bounded = scope.f.select(negative.compare("ogt", 88.0), scope.f.const(F32, 88.0), negative)
     return x / (one + lanes.exp(bounded))
 
@@ -110,7 +126,7 @@ def _rope(scope: Scope, node: Node, x: Pair, row: Value, pair: Value) -> Pair:
     f, lanes = scope.f, scope.lanes
     head_dim = node.integer("head_dim")
     half_bytes = 2 * padded_head(head_dim)
-    table = scope.angles(head_dim, node.real("theta"))
+    table = scope.angles(node)
     position = f.widen(scope.element("positions", row))
     in_head = pair % (padded_head(head_dim) // PAIR_ROWS)
     start = table.at(position * (2 * half_bytes)).at(in_head * _VECTOR_BYTES)

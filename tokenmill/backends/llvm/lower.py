@@ -16,6 +16,7 @@ from tokenmill.backends.llvm.lower_rows import (
     copy_row,
     lower_elementwise,
     lower_embed,
+    lower_head_norm,
     lower_kv_write,
     lower_norm,
     lower_rope,
@@ -311,6 +312,7 @@ _MAIN_SLOTS = 64
 _PHASES = {
     "select_rows": lower_select,
     "rope": lower_rope,
+    "head_norm": lower_head_norm,
     "kv_write": lower_kv_write,
     "sample": lower_sample,
 }

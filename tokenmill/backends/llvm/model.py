@@ -25,6 +25,7 @@ from tokenmill.backends.llvm.program import CompiledProgram
 from tokenmill.backends.llvm.tiles import MAX_ROWS, rows_per_tile
 from tokenmill.backends.llvm.weights import PackedWeights, angle_table
 from tokenmill.backends.llvm.workers import Workers
+from tokenmill.ir.numerics import Angles
 from tokenmill.ir.order import LANES
 
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
@@ -123,10 +124,10 @@ class LlvmModel:
         """Bytes of the keys of all blocks; those of the values are as many."""
         return self._limits.blocks * kv_block_bytes(program) // 2
 
-    def _angle_tables(self, program: Program) -> dict[tuple[int, float], npt.NDArray[np.float32]]:
+    def _angle_tables(self, program: Program) -> dict[Angles, npt.NDArray[np.float32]]:
         positions = self._limits.blocks_per_sequence * BLOCK_SIZE
         wanted = {e.slot.angles for e in program.entries if e.slot.angles is not None}
-        return {key: angle_table(*key, positions) for key in wanted}
+        return {key: angle_table(key, positions) for key in wanted}
 
     def _fill_context(self, program: Program) -> None:
         context = self._context
