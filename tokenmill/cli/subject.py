@@ -6,7 +6,7 @@ from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.ir.graph import Graph, Node
 from tokenmill.ir.ops import OPS
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.config import ModelConfig
+from tokenmill.models.config import LayerKind, ModelConfig, Rope
 from tokenmill.models.provenance import Origins, trace_build
 from tokenmill.models.sources import LocalSource, fetch, parse_source
 from tokenmill.models.weights import target_formats
@@ -18,13 +18,13 @@ _EXAMPLE = ModelConfig(
     name="a Llama of SmolLM2's size",
     vocab_size=49152,
     hidden_size=576,
-    num_layers=30,
+    layers=(LayerKind(rope=Rope(theta=100_000.0)),) * 30,
     num_heads=9,
     num_kv_heads=3,
     head_dim=64,
     intermediate_size=1536,
     norm_eps=1e-5,
-    rope_theta=100_000.0,
+    rotary_dim=64,
     context_length=8192,
     is_tied=True,
     has_attention_bias=False,

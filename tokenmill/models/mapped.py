@@ -45,6 +45,17 @@ class MappedTensor:
         num_rows = prod(self.info.shape[:-1])
         return EncodedTensor(name=name, info=self.info, data=data.reshape(num_rows, -1))
 
+    def rows(self, start: int, stop: int) -> "MappedTensor":
+        """Some rows of a matrix, as a tensor of their own."""
+        row_bytes = self.info.size_bytes // self.info.shape[0]
+        info = TensorInfo(
+            shape=(stop - start, *self.info.shape[1:]),
+            encoding=self.info.encoding,
+            size_bytes=(stop - start) * row_bytes,
+        )
+        place = self.start + start * row_bytes
+        return MappedTensor(info=info, file_bytes=self.file_bytes, start=place)
+
 
 def map_file(path: Path) -> mmap.mmap:
     """Map a whole file for reading."""
