@@ -195,6 +195,29 @@ def linears(layer: Layer) -> Value:
     return layer.sum(layer.linear(h, hidden), layer.linear(h, hidden))
 
 
+def experts(layer: Layer) -> Value:
+    """A mixture of experts, gated or not."""
+    f, hidden, inner = layer.f, layer.sizes.hidden, layer.sizes.inner
+    count = layer.draw(st.integers(1, 9))
+    h, number = layer.normed(), next(layer.numbers)
+    routes = f.route(
+        layer.linear(h, count),
+        top_k=layer.draw(st.integers(1, min(count, 3))),
+        renormalize=layer.flag(),
+    )
+    groups = f.group(routes, experts=count)
+    x = f.dispatch(h, groups)
+
+    def linear(name: str, x: Value, size: int) -> Value:
+        weight = f.weight(f"{name}{number}", count * size, int(x.type.shape[-1]))
+        return f.expert_linear(x, weight, groups)
+
+    y = f.silu(linear("expert_gate", x, inner))
+    if layer.draw(st.integers(0, 3)):
+        y = f.mul(y, linear("expert_up", x, inner))
+    return layer.sum(layer.pick(), f.combine(linear("expert_down", y, hidden), routes, groups))
+
+
 def elementwise(layer: Layer) -> Value:
     match layer.choose(("add", "mul", "silu", "gelu", "scale", "softcap", "norm")):
         case "add":
@@ -213,7 +236,9 @@ def elementwise(layer: Layer) -> Value:
             return layer.normed()
 
 
-MOVES: tuple[Callable[[Layer], Value], ...] = (attend, gate, attend, gate, linears, elementwise)
+MOVES: tuple[Callable[[Layer], Value], ...] = (
+    *(attend, gate, experts, attend, gate, linears, elementwise),
+)
 
 
 def draw_layer(layer: Layer, *, is_llama: bool) -> Value:

@@ -243,7 +243,10 @@ def noise(rng: Rng, size: float) -> Iterator[None]:
         scale = np.float32(size) * np.sqrt(np.square(result).mean(axis=-1, keepdims=True))
         return result + scale * rng.standard_normal(result.shape, np.float32)
 
-    names = ("rmsnorm", "head_norm", "linear", "rope", "attention", "silu", "gelu", "softcap")
+    names = (
+        *("rmsnorm", "head_norm", "linear", "rope", "attention", "silu", "gelu", "softcap"),
+        *("expert_linear", "combine"),
+    )
     rows = {n: replace(OPS[n], reference=partial(noisy, OPS[n].reference)) for n in names}
     with patch.dict(OPS, rows):
         yield

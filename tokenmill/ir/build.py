@@ -97,6 +97,22 @@ class FunctionBuilder:
         """cap * tanh(x / cap); x itself where the cap is 0."""
         return self.emit("softcap", x, cap=cap) if cap else x
 
+    def route(self, logits: Value, *, top_k: int, renormalize: bool) -> Value:
+        return self.emit("route", logits, name="routes", top_k=top_k, renormalize=renormalize)
+
+    def group(self, routes: Value, *, experts: int) -> Value:
+        return self.emit("group", routes, name="groups", experts=experts)
+
+    def dispatch(self, x: Value, groups: Value) -> Value:
+        return self.emit("dispatch", x, groups)
+
+    def expert_linear(self, x: Value, weight: Value, groups: Value) -> Value:
+        experts = groups.type.width
+        return self.emit("expert_linear", x, weight, groups, name=weight.name[1:], experts=experts)
+
+    def combine(self, y: Value, routes: Value, groups: Value) -> Value:
+        return self.emit("combine", y, routes, groups)
+
     def add(self, a: Value, b: Value) -> Value:
         return self.emit("add", a, b)
 

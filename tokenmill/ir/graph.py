@@ -27,8 +27,10 @@ class Type:
     """An element type and a shape.
 
     Element types: `f32 bf16 i32`; `int8`, activations in groups with a scale each; the weight
-    formats of `formats.py`, and `w`, a weight whose format is not chosen yet; and three handles:
-    `place` (where each token stands), `sampling` (how each row is sampled), `kv` (a layer's cache).
+    formats of `formats.py`, and `w`, a weight whose format is not chosen yet; and handles:
+    `place` (where each token stands), `sampling` (how each row is sampled), `kv` (a layer's cache),
+    `routes[T,K]` (K experts of each token, and their weights), `groups[T,K,E]` (where each of the
+    T * K pairs of token and expert stands among the others of its expert).
     """
 
     dtype: str
@@ -36,6 +38,16 @@ class Type:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]" if self.shape else self.dtype
+
+    @property
+    def width(self) -> int:
+        """The last size: that of a row."""
+        return int(self.shape[-1])
+
+    @property
+    def rows(self) -> tuple[Dim, ...]:
+        """The sizes before the last."""
+        return self.shape[:-1]
 
     @staticmethod
     def parse(text: str) -> "Type":

@@ -2,10 +2,11 @@
 
 Plain and slow. Sums follow `order.py`; results are float32 unless an operation rounds them.
 Shape suffixes: T tokens, R rows, S sequences, K inputs, N outputs, H query heads, G key heads,
-D dimensions a head, P positions.
+D dimensions a head, P positions, E experts, C experts that a token chooses.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -107,7 +108,10 @@ def rope_frequencies(head_dim: int, theta: float) -> F32Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Angles:
-    """How fast each pair of a head turns, in radians a position, and how much it grows."""
+    """How fast each pair of a head turns, in radians a position, and how much it grows.
+
+    A pair of frequency 0 stays as it is.
+    """
 
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
@@ -126,8 +130,9 @@ class Angles:
 
     def turns(self, positions: npt.NDArray[np.integer]) -> tuple[F32Array, F32Array]:
         """Cosines and sines, [positions, head_dim / 2] each."""
-        angles = positions.astype(np.float32)[:, None] * np.array(self.frequencies, np.float32)
-        size = np.float32(self.magnitude)
+        frequencies = np.array(self.frequencies, np.float32)
+        angles = positions.astype(np.float32)[:, None] * frequencies
+        size = np.where(frequencies != 0, np.float32(self.magnitude), np.float32(1))
         return np.cos(angles) * size, np.sin(angles) * size
 
 
@@ -242,6 +247,74 @@ def bent(x: F32Array, *, cap: float) -> F32Array:
     """cap * tanh(x / cap): nearly x where that is small, never beyond cap."""
     out: F32Array = np.tanh(x / np.float32(cap)) * np.float32(cap)
     return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routes:
+    """The experts of each token, the one of most weight first."""
+
+    experts_TC: IntArray
+    weights_TC: F32Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Pairs of token and expert, ordered by expert and then by token."""
+
+    starts: IntArray  # [E + 1]: expert e has the rows [starts[e], starts[e + 1])
+    places_TC: IntArray  # the row of each pair
+
+    def tokens(self) -> IntArray:
+        """[T * C] the token of each row."""
+        tokens = np.empty(self.places_TC.size, np.int32)
+        tokens[self.places_TC] = np.arange(len(self.places_TC), dtype=np.int32)[:, None]
+        return tokens
+
+
+def route(logits_TE: F32Array, *, top_k: int, renormalize: bool) -> Routes:
+    """The `top_k` most likely experts by softmax; of two alike, the lower number."""
+    exps_TE = np.exp(logits_TE - logits_TE.max(axis=1, keepdims=True))
+    chances_TE = exps_TE / lane_sum(exps_TE)[:, None]
+    experts_TC = np.argsort(-chances_TE, axis=1, kind="stable")[:, :top_k].astype(np.int32)
+    weights_TC = np.take_along_axis(chances_TE, experts_TC, axis=1)
+    if renormalize:
+        weights_TC = weights_TC / np.cumsum(weights_TC, axis=1, dtype=np.float32)[:, -1:]
+    return Routes(experts_TC=experts_TC, weights_TC=weights_TC)
+
+
+def group(routes: Routes, *, experts: int) -> Groups:
+    chosen = routes.experts_TC.reshape(-1)
+    places = np.empty(len(chosen), np.int32)
+    places[np.argsort(chosen, kind="stable")] = np.arange(len(chosen), dtype=np.int32)
+    counts = np.bincount(chosen, minlength=experts)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return Groups(starts=starts, places_TC=places.reshape(routes.experts_TC.shape))
+
+
+def dispatch(x_TK: F32Array, groups: Groups) -> F32Array:
+    """[T, C, K]: each expert's rows together."""
+    return x_TK[groups.tokens()].reshape(*groups.places_TC.shape, -1)
+
+
+def expert_linear(x_TCK: F32Array, weight: Weight, groups: Groups, *, experts: int) -> F32Array:
+    """Each expert's rows by its own share of the weight [E * N, K]."""
+    rows = x_TCK.reshape(-1, x_TCK.shape[-1])
+    n = weight.shape[0] // experts
+    out = np.empty((len(rows), n), np.float32)
+    for expert, (start, stop) in enumerate(pairwise(groups.starts.tolist())):
+        if start < stop:
+            own = weight.take_rows(np.arange(expert * n, (expert + 1) * n))
+            out[start:stop] = linear(rows[start:stop], own)
+    return out.reshape(*x_TCK.shape[:-1], n)
+
+
+def combine(y_TCN: F32Array, routes: Routes, groups: Groups) -> F32Array:
+    """The weighted sum of what a token's experts made, the one of most weight first."""
+    rows = y_TCN.reshape(-1, y_TCN.shape[-1])
+    out_TN = np.zeros((len(y_TCN), y_TCN.shape[-1]), np.float32)
+    for places_T, weights_T in zip(groups.places_TC.T, routes.weights_TC.T, strict=True):
+        out_TN += weights_T[:, None] * rows[places_T]
+    return out_TN
 
 
 def add(a: F32Array, b: F32Array) -> F32Array:

@@ -154,6 +154,57 @@ def _infer_attention(types: Sequence[Type], node: Node) -> Type:
     return Type("f32", q.shape)
 
 
+def _infer_route(types: Sequence[Type], node: Node) -> Type:
+    rows, experts = _matrix(types[0], "logits")
+    _require(types[0].dtype == "f32", f"logits must be f32, are {types[0]}")
+    top_k = node.integer("top_k")
+    _require(0 < top_k <= int(experts), f"cannot choose {top_k} of {experts} experts")
+    return Type("routes", (rows, top_k))
+
+
+def _infer_group(types: Sequence[Type], node: Node) -> Type:
+    [routes] = types
+    _require(routes.dtype == "routes", f"the routes must be routes[T,K], are {routes}")
+    _require(node.integer("experts") > 0, "there must be an expert")
+    return Type("groups", (*routes.shape, node.integer("experts")))
+
+
+def _grouped(x: Type, groups: Type) -> None:
+    """x has a row for each pair of token and expert."""
+    fits = groups.dtype == "groups" and x.shape[:-1] == groups.shape[:2]
+    _require(fits, f"x must have a row a pair of {groups}, is {x}")
+
+
+def _infer_dispatch(types: Sequence[Type], node: Node) -> Type:
+    x, groups = types
+    rows, k = _matrix(x, "x")
+    _require(x.dtype == "f32", f"x must be f32, is {x}")
+    _require(groups.dtype == "groups", f"the groups must be groups[T,K,E], are {groups}")
+    _require(groups.shape[0] == rows, f"{groups} do not group {x}")
+    return Type("f32", (*groups.shape[:2], k))
+
+
+def _infer_expert_linear(types: Sequence[Type], node: Node) -> Type:
+    x, weight, groups = types
+    _grouped(x, groups)
+    experts = node.integer("experts")
+    n, k = map(int, _matrix(weight, "the weight"))
+    _require(x.dtype in ACTIVATIONS, f"x must be an activation, is {x}")
+    _require(weight.dtype in WEIGHTS, f"the weight must be a weight, is {weight}")
+    _require(k == x.width, f"the weight takes {k} inputs, x is {x}")
+    _require(groups.width == experts, f"{groups} are not of {experts} experts")
+    _require(n % experts == 0, f"{weight} does not divide by {experts} experts")
+    return Type("f32", (*x.rows, n // experts))
+
+
+def _infer_combine(types: Sequence[Type], node: Node) -> Type:
+    y, routes, groups = types
+    _grouped(y, groups)
+    _require(y.dtype == "f32", f"y must be f32, is {y}")
+    _require(routes == Type("routes", groups.shape[:2]), f"{routes} are not those of {groups}")
+    return Type("f32", (y.shape[0], y.width))
+
+
 def _infer_unary(types: Sequence[Type], node: Node) -> Type:
     _require(types[0].dtype == "f32", f"x must be f32, is {types[0]}")
     return types[0]
@@ -188,7 +239,7 @@ def _per_element(count: int) -> Callable[[Sequence[Type], Node, Sizes], int]:
 
 
 def _flops_linear(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
-    return 2 * elements(types[0], sizes) * int(types[1].shape[0])
+    return 2 * elements(types[0], sizes) * node.result.type.width
 
 
 def _flops_attention(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
@@ -309,6 +360,46 @@ OPS: dict[str, Op] = {
             infer=_infer_binary,
             flops=_per_element(1),
             reference=numerics.mul,
+        ),
+        Op(
+            name="route",
+            operands=("logits",),
+            attrs={"top_k": int, "renormalize": bool},
+            infer=_infer_route,
+            flops=_per_element(6),
+            reference=numerics.route,
+        ),
+        Op(
+            name="group",
+            operands=("routes",),
+            attrs={"experts": int},
+            infer=_infer_group,
+            flops=_per_element(0),
+            reference=numerics.group,
+        ),
+        Op(
+            name="dispatch",
+            operands=("x", "groups"),
+            attrs={},
+            infer=_infer_dispatch,
+            flops=_per_element(0),
+            reference=numerics.dispatch,
+        ),
+        Op(
+            name="expert_linear",
+            operands=("x", "weight", "groups"),
+            attrs={"experts": int},
+            infer=_infer_expert_linear,
+            flops=_flops_linear,
+            reference=numerics.expert_linear,
+        ),
+        Op(
+            name="combine",
+            operands=("y", "routes", "groups"),
+            attrs={},
+            infer=_infer_combine,
+            flops=_per_element(2),
+            reference=numerics.combine,
         ),
         Op(
             name="select_rows",

@@ -58,8 +58,9 @@ class Architecture:
     """One row of the table of architectures.
 
     A name in `layer_names` that files give to another tensor than `LAYER_NAMES` says wins.
-    `merged` tells of tensors that files keep in one: by canonical name of the whole, the rows
-    that each part takes, in order.
+    `hf_experts` says what stands before and behind the number of an expert in the names of tensors
+    that become one of ours. `merged` tells of tensors that files keep in one: by canonical name of
+    the whole, the rows that each part takes, in order.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Architecture:
     activation: str = "silu"
     is_tied: bool = False  # where config.json does not say
     layer_names: Names = field(default_factory=dict)
+    hf_experts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     merged: Callable[[ModelConfig], Mapping[str, Mapping[str, int]]] = nothing_merged
     is_interleaved: bool = False  # GGUF files keep rows that rope turns together side by side
     has_attention_bias: bool = False
@@ -92,8 +94,6 @@ def refuse_hf_layer_types(fields: Fields) -> None:
 
 def windowed(config: ModelConfig, window: int) -> ModelConfig:
     """The config with one sliding window in every layer; 0: none."""
-    if window >= config.context_length:
-        window = 0
     return replace(config, layers=tuple(replace(kind, window=window) for kind in config.layers))
 
 

@@ -6,7 +6,8 @@ the name that it has in its file.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,13 @@ from tokenmill.models.architecture import LAYER_NAMES, MODEL_NAMES, Architecture
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.encodings import FLOAT_ENCODINGS
 from tokenmill.models.gguf import MetadataValue, read_gguf, split_paths
-from tokenmill.models.mapped import EncodedTensor, MappedTensor, TensorInfo
+from tokenmill.models.mapped import (
+    EncodedTensor,
+    MappedTensor,
+    StackedTensor,
+    Tensor,
+    TensorInfo,
+)
 from tokenmill.models.read_config import ROPE_DIVISORS, config_from_gguf, config_from_hf
 from tokenmill.models.registry import ARCHITECTURES
 from tokenmill.models.safetensors import read_json, read_safetensors, safetensors_paths
@@ -68,7 +75,7 @@ class FileCheckpoint:
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]
     tokenizer_metadata: Mapping[str, MetadataValue] | None
-    _mapped: Mapping[str, MappedTensor]
+    _mapped: Mapping[str, Tensor]
     _head_orders: Mapping[str, IndexArray]  # of tensors whose heads have their rows out of order
     _norm_offset: float
 
@@ -170,7 +177,8 @@ def _checkpoint(
     metadata: Mapping[str, MetadataValue] | None,
 ) -> FileCheckpoint:
     architecture = ARCHITECTURES[config.architecture]
-    mapped = _apart(str(path), _canonical(tensors, architecture, column), config)
+    whole = _canonical(tensors, architecture, column)
+    mapped = _stacked(str(path), _apart(str(path), whole, config), config)
     heads = np.arange(config.head_dim)
     if column == _GGUF and architecture.is_interleaved:
         heads = heads.reshape(-1, 2).T.reshape(-1)
@@ -205,7 +213,7 @@ def _canonical(
     layer_prefix = (_HF_LAYER_PREFIX, _GGUF_LAYER_PREFIX)[column]
     layer_names = {**LAYER_NAMES, **architecture.layer_names}
     own = {theirs[column]: ours for ours, theirs in MODEL_NAMES.items()}
-    own_in_layer = {theirs[column]: ours for ours, theirs in layer_names.items()}
+    own_in_layer = {theirs[column]: ours for ours, theirs in layer_names.items() if theirs[column]}
 
     def rename(name: str) -> str:
         index, _, rest = name.removeprefix(layer_prefix).partition(".")
@@ -236,6 +244,53 @@ def _apart(
             found[f"{prefix}.{own}"] = tensor.rows(start, start + count)
             start += count
     return found
+
+
+def _stacked(
+    where: str, tensors: Mapping[str, MappedTensor], config: ModelConfig
+) -> dict[str, Tensor]:
+    """The experts of a layer in one tensor, where files keep each by itself."""
+    wanted = ARCHITECTURES[config.architecture].hf_experts
+    found: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, MappedTensor]] = {}
+    for name, tensor in tensors.items():
+        place = _expert(name, wanted)
+        if place is None:
+            found[name] = _flat(tensor)
+        else:
+            experts.setdefault(place[0], {})[place[1]] = tensor
+    for name, parts in experts.items():
+        assert config.experts is not None
+        missing = set(range(config.experts.count)) - parts.keys()
+        kinds = {(part.info.shape, part.info.encoding) for part in parts.values()}
+        if missing or len(parts) > config.experts.count or len(kinds) > 1:
+            raise ModelFileError(
+                f"{where}: {name} takes {config.experts.count} experts of one shape and encoding, "
+                f"found are {len(parts)} in {len(kinds)}"
+            )
+        found[name] = StackedTensor(parts=tuple(parts[index] for index in sorted(parts)))
+    return found
+
+
+def _expert(name: str, wanted: Mapping[str, tuple[str, str]]) -> tuple[str, int] | None:
+    """The tensor that one expert's belongs to, and the expert's number."""
+    layer, _, rest = name.removeprefix(_HF_LAYER_PREFIX).partition(".")
+    if not name.startswith(_HF_LAYER_PREFIX):
+        return None
+    for own, (before, behind) in wanted.items():
+        number = rest.removeprefix(before).removesuffix(behind)
+        if rest == f"{before}{number}{behind}" and number.isdecimal():
+            return f"layers.{layer}.{own}", int(number)
+    return None
+
+
+def _flat(tensor: MappedTensor) -> MappedTensor:
+    """Matrices that lie one behind the other, as one."""
+    *others, k = tensor.info.shape
+    if len(others) < 2:
+        return tensor
+    info = replace(tensor.info, shape=(prod(others), k))
+    return replace(tensor, info=info)
 
 
 def _shifted(tensor: EncodedTensor, offset: float) -> EncodedTensor:

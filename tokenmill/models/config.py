@@ -29,6 +29,17 @@ class LayerKind:
 
     rope: Rope | None = Rope()  # None: positions are not told
     window: int = 0  # positions that a token attends to, its own included; 0: all
+    is_dense: bool = False  # an MLP where other layers have experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The experts of each layer that has any."""
+
+    count: int
+    per_token: int
+    size: int  # inner features of one
+    is_renormalized: bool  # the weights of the chosen ones add up to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +69,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     logits_scale: float = 1.0
     logits_softcap: float = 0.0  # 0: none
+    experts: Experts | None = None
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 

@@ -13,7 +13,7 @@ from tokenmill.models.architecture import Architecture, refuse_hf_layer_types, w
 from tokenmill.models.config import LayerKind, ModelConfig
 from tokenmill.models.fields import Fields
 
-Part = Callable[[FunctionBuilder, Value, ModelConfig], Value]
+Bend = Callable[[FunctionBuilder, Value], Value]
 HeadNorm = Callable[[FunctionBuilder, Value, str, ModelConfig], Value]
 Layer = Callable[[FunctionBuilder, LayerKind, Value, Value, ModelConfig], Value]
 
@@ -94,12 +94,14 @@ def project(f: FunctionBuilder, h: Value, name: str, size: int, config: ModelCon
     return f.linear(h, f.weight(name, size, config.hidden_size), bias)
 
 
-def mlp(f: FunctionBuilder, h: Value, config: ModelConfig) -> Value:
+def mlp(
+    f: FunctionBuilder, h: Value, config: ModelConfig, bend: Bend = FunctionBuilder.silu
+) -> Value:
     """down(silu(gate(h)) * up(h))."""
     hidden, inner = config.hidden_size, config.intermediate_size
     gate = f.linear(h, f.weight("gate", inner, hidden))
     up = f.linear(h, f.weight("up", inner, hidden))
-    return f.linear(f.mul(f.silu(gate), up), f.weight("down", hidden, inner))
+    return f.linear(f.mul(bend(f, gate), up), f.weight("down", hidden, inner))
 
 
 def from_hf(fields: Fields, config: ModelConfig) -> ModelConfig:

@@ -2,14 +2,30 @@
 
 from tokenmill.errors import UnsupportedModelError
 from tokenmill.ir.graph import Graph
-from tokenmill.models import granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
+from tokenmill.models import (
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from tokenmill.models.architecture import Architecture
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.fields import Fields
 
 ARCHITECTURES: dict[str, Architecture] = {
     module.ARCHITECTURE.name: module.ARCHITECTURE
-    for module in (granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3)
+    for module in (
+        *(gemma2, gemma3, granite, llama, mistral, mixtral, olmo2, phi3),
+        *(qwen2, qwen3, qwen3_moe, smollm3),
+    )
 }
 
 
@@ -37,10 +53,12 @@ def hf_architecture(fields: Fields) -> Architecture:
 
 
 def gguf_architecture(fields: Fields) -> Architecture:
-    """By `general.architecture`."""
+    """By `general.architecture`, and by whether there are experts."""
     name = fields.text("general.architecture")
-    named = {a.name if a.gguf_name is None else a.gguf_name: a for a in ARCHITECTURES.values()}
-    known = {gguf_name: a for gguf_name, a in named.items() if gguf_name}
-    if name not in known:
-        raise fields.unsupported("general.architecture", name, " or ".join(known))
+    known = {a.name if a.gguf_name is None else a.gguf_name: a for a in ARCHITECTURES.values()}
+    if not name or name not in known:
+        raise fields.unsupported("general.architecture", name, " or ".join(filter(None, known)))
+    if name == "llama":
+        has_experts = bool(fields.values.get("llama.expert_count"))
+        return ARCHITECTURES["mixtral" if has_experts else "llama"]
     return known[name]

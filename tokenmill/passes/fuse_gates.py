@@ -21,11 +21,23 @@ def _fuse(function: Function) -> Function:
 
 def _members(links: Links, product: Node) -> list[Node]:
     bend = links.maker(product.operands[0], "silu") or links.maker(product.operands[0], "gelu")
-    up = links.maker(product.operands[1], "linear")
-    gate = links.maker(bend.operands[0], "linear") if bend else None
-    if bend is None or up is None or gate is None or gate.operands[0] != up.operands[0]:
+    up = _linear(links, product.operands[1])
+    gate = _linear(links, bend.operands[0]) if bend else None
+    if bend is None or up is None or gate is None or not _walk_alike(gate, up):
         return []
     if any(links.only_user(node) is None for node in (gate, bend, up)):
         return []
     roundings = links.roundings(product)
     return [gate, bend, up, product, *(roundings if len(roundings) == 1 else [])]
+
+
+def _linear(links: Links, name: str) -> Node | None:
+    """The linear, or the linears of experts, that make a value."""
+    return links.maker(name, "linear") or links.maker(name, "expert_linear")
+
+
+def _walk_alike(gate: Node, up: Node) -> bool:
+    """Do both read the same rows, those of experts for the same ones?"""
+    is_same_input = gate.operands[0] == up.operands[0]
+    is_same_group = gate.op == "linear" or gate.operands[2] == up.operands[2]
+    return gate.op == up.op and is_same_input and is_same_group

@@ -31,16 +31,16 @@ def load_pair(scope: Scope, row: Value, pair: Value) -> Pair:
     return scope.f.load(F32, start, 4), scope.f.load(F32, start.at(_VECTOR_BYTES), 4)
 
 
-def load_value(scope: Scope, name: str, row: Value, pair: Value) -> Pair:
-    """A pair of a value that lies in memory; features beyond its true width are zero."""
+def load_value(scope: Scope, name: str, row: Value, pair: Value, beyond: float = 0.0) -> Pair:
+    """A pair of a value that lies in memory; features beyond its true width are `beyond`."""
     low, high = load_pair(scope, scope.row_address(name, row), pair)
-    width = int(scope.types[name].shape[1])
+    width = scope.types[name].width
     if width % PAIR_ROWS == 0:
         return low, high
     f = scope.f
     left = scope.lanes.splat(f.cast("trunc", f.const("i64", width) - pair * PAIR_ROWS, "i32"))
     masks = [f.lanes(I32, range(i, i + LANES)).compare("slt", left) for i in (0, LANES)]
-    return f.select(masks[0], low, 0.0), f.select(masks[1], high, 0.0)
+    return f.select(masks[0], low, beyond), f.select(masks[1], high, beyond)
 
 
 def store_pair(scope: Scope, values: Pair, row: Value, pair: Value) -> None:

@@ -161,6 +161,8 @@ class LlvmModel:
         """Have the tile kernels ready that a step of so many tokens needs."""
         size = rows_per_tile(tokens)
         wanted = {size, (tokens - 1) % size + 1}
+        if self._compiled.program.has_experts:
+            wanted |= set(range(1, min(tokens, MAX_ROWS) + 1))
         for rows in wanted - self._ready_tiles:
             for kind, address in self._compiled.tile_addresses(rows).items():
                 self._tiles[kind, rows - 1] = address

@@ -121,6 +121,7 @@ def manifest_of(program: Program) -> bytes:
         "num_counters": program.num_counters,
         "cache": str(program.cache),
         "cache_dtype": program.cache_dtype,
+        "has_experts": program.has_experts,
     }
     return json.dumps(fields).encode()
 
@@ -138,6 +139,7 @@ def read_manifest(data: bytes) -> Program:
         num_counters=fields["num_counters"],
         cache=Type.parse(fields["cache"]),
         cache_dtype=fields["cache_dtype"],
+        has_experts=fields["has_experts"],
     )
 
 

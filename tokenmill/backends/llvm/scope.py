@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, cast
 
 from tokenmill.backends.llvm.context import load_field
@@ -23,13 +24,14 @@ class Buffer:
     """Where a value lies: row t at arena + offset + t * stride.
 
     A value that a linear reads lies as a Record, and so does any rounded one; others lie as
-    floats.
+    floats. `routes` and `groups` are words: see lower_experts.py.
     """
 
     type: Type
     order: RowOrder
     is_record: bool
     offset: int = 0
+    max_rows: int = 0
 
     @property
     def width(self) -> int:
@@ -43,6 +45,10 @@ class Buffer:
     def stride(self) -> int:
         size = self.record.size if self.is_record else 4 * self.width
         return round_up(size, 64)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.max_rows * self.stride
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +138,9 @@ class Scope:
 
     def count(self, name: str) -> Value:
         """How many rows a value has in this step."""
-        leading = self.types[name].shape[0]
+        leading, *others = self.types[name].rows or self.types[name].shape
         assert isinstance(leading, str)
-        return self.load(leading)
+        return self.load(leading) * prod(map(int, others))
 
     @contextmanager
     def share(self, total: Value) -> Iterator[Value]:
