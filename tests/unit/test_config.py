@@ -168,7 +168,7 @@ def test_absurd_hf_value_is_named(changes: dict[str, object], message: str) -> N
         ({"general.architecture": "mamba"}, UnsupportedModelError, "'mamba'.*llama or .*qwen2"),
         ({"general.architecture": None}, ModelFileError, "general.architecture is missing"),
         ({"general.architecture": 7}, ModelFileError, "expected a string"),
-        ({"llama.expert_count": 8}, UnsupportedModelError, "llama.expert_count is 8"),
+        ({"llama.attention.clamp_kqv": 8}, UnsupportedModelError, "clamp_kqv is 8"),
         ({"llama.rope.scaling.type": "ntk"}, UnsupportedModelError, "is 'ntk', supported is"),
         ({"llama.rope.dimension_count": 8}, UnsupportedModelError, "is 8, supported is 16"),
         ({"llama.attention.head_count": [4, 2]}, UnsupportedModelError, "one value for all"),
