@@ -205,7 +205,7 @@ def experts(layer: Layer) -> Value:
         top_k=layer.draw(st.integers(1, min(count, 3))),
         renormalize=layer.flag(),
     )
-    groups = f.group(routes, experts=count)
+    groups = f.group(routes)
     x = f.dispatch(h, groups)
 
     def linear(name: str, x: Value, size: int) -> Value:

@@ -100,15 +100,14 @@ class FunctionBuilder:
     def route(self, logits: Value, *, top_k: int, renormalize: bool) -> Value:
         return self.emit("route", logits, name="routes", top_k=top_k, renormalize=renormalize)
 
-    def group(self, routes: Value, *, experts: int) -> Value:
-        return self.emit("group", routes, name="groups", experts=experts)
+    def group(self, routes: Value) -> Value:
+        return self.emit("group", routes, name="groups")
 
     def dispatch(self, x: Value, groups: Value) -> Value:
         return self.emit("dispatch", x, groups)
 
     def expert_linear(self, x: Value, weight: Value, groups: Value) -> Value:
-        experts = groups.type.width
-        return self.emit("expert_linear", x, weight, groups, name=weight.name[1:], experts=experts)
+        return self.emit("expert_linear", x, weight, groups, name=weight.name[1:])
 
     def combine(self, y: Value, routes: Value, groups: Value) -> Value:
         return self.emit("combine", y, routes, groups)

@@ -29,8 +29,8 @@ class Type:
     Element types: `f32 bf16 i32`; `int8`, activations in groups with a scale each; the weight
     formats of `formats.py`, and `w`, a weight whose format is not chosen yet; and handles:
     `place` (where each token stands), `sampling` (how each row is sampled), `kv` (a layer's cache),
-    `routes[T,K]` (K experts of each token, and their weights), `groups[T,K,E]` (where each of the
-    T * K pairs of token and expert stands among the others of its expert).
+    `routes[T,K,E]` (K of E experts for each token, and their weights), `groups[T,K,E]` (where each
+    of the T * K pairs of token and expert stands among the others of its expert).
     """
 
     dtype: str

@@ -253,6 +253,7 @@ def bent(x: F32Array, *, cap: float) -> F32Array:
 class Routes:
     """The experts of each token, the one of most weight first."""
 
+    num_experts: int
     experts_TC: IntArray
     weights_TC: F32Array
 
@@ -279,14 +280,14 @@ def route(logits_TE: F32Array, *, top_k: int, renormalize: bool) -> Routes:
     weights_TC = np.take_along_axis(chances_TE, experts_TC, axis=1)
     if renormalize:
         weights_TC = weights_TC / np.cumsum(weights_TC, axis=1, dtype=np.float32)[:, -1:]
-    return Routes(experts_TC=experts_TC, weights_TC=weights_TC)
+    return Routes(num_experts=logits_TE.shape[1], experts_TC=experts_TC, weights_TC=weights_TC)
 
 
-def group(routes: Routes, *, experts: int) -> Groups:
+def group(routes: Routes) -> Groups:
     chosen = routes.experts_TC.reshape(-1)
     places = np.empty(len(chosen), np.int32)
     places[np.argsort(chosen, kind="stable")] = np.arange(len(chosen), dtype=np.int32)
-    counts = np.bincount(chosen, minlength=experts)
+    counts = np.bincount(chosen, minlength=routes.num_experts)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return Groups(starts=starts, places_TC=places.reshape(routes.experts_TC.shape))
 
@@ -296,10 +297,10 @@ def dispatch(x_TK: F32Array, groups: Groups) -> F32Array:
     return x_TK[groups.tokens()].reshape(*groups.places_TC.shape, -1)
 
 
-def expert_linear(x_TCK: F32Array, weight: Weight, groups: Groups, *, experts: int) -> F32Array:
+def expert_linear(x_TCK: F32Array, weight: Weight, groups: Groups) -> F32Array:
     """Each expert's rows by its own share of the weight [E * N, K]."""
     rows = x_TCK.reshape(-1, x_TCK.shape[-1])
-    n = weight.shape[0] // experts
+    n = weight.shape[0] // (len(groups.starts) - 1)
     out = np.empty((len(rows), n), np.float32)
     for expert, (start, stop) in enumerate(pairwise(groups.starts.tolist())):
         if start < stop:

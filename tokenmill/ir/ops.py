@@ -159,14 +159,13 @@ def _infer_route(types: Sequence[Type], node: Node) -> Type:
     _require(types[0].dtype == "f32", f"logits must be f32, are {types[0]}")
     top_k = node.integer("top_k")
     _require(0 < top_k <= int(experts), f"cannot choose {top_k} of {experts} experts")
-    return Type("routes", (rows, top_k))
+    return Type("routes", (rows, top_k, experts))
 
 
 def _infer_group(types: Sequence[Type], node: Node) -> Type:
     [routes] = types
-    _require(routes.dtype == "routes", f"the routes must be routes[T,K], are {routes}")
-    _require(node.integer("experts") > 0, "there must be an expert")
-    return Type("groups", (*routes.shape, node.integer("experts")))
+    _require(routes.dtype == "routes", f"the routes must be routes[T,K,E], are {routes}")
+    return Type("groups", routes.shape)
 
 
 def _grouped(x: Type, groups: Type) -> None:
@@ -187,12 +186,11 @@ def _infer_dispatch(types: Sequence[Type], node: Node) -> Type:
 def _infer_expert_linear(types: Sequence[Type], node: Node) -> Type:
     x, weight, groups = types
     _grouped(x, groups)
-    experts = node.integer("experts")
+    experts = groups.width
     n, k = map(int, _matrix(weight, "the weight"))
     _require(x.dtype in ACTIVATIONS, f"x must be an activation, is {x}")
     _require(weight.dtype in WEIGHTS, f"the weight must be a weight, is {weight}")
     _require(k == x.width, f"the weight takes {k} inputs, x is {x}")
-    _require(groups.width == experts, f"{groups} are not of {experts} experts")
     _require(n % experts == 0, f"{weight} does not divide by {experts} experts")
     return Type("f32", (*x.rows, n // experts))
 
@@ -201,7 +199,7 @@ def _infer_combine(types: Sequence[Type], node: Node) -> Type:
     y, routes, groups = types
     _grouped(y, groups)
     _require(y.dtype == "f32", f"y must be f32, is {y}")
-    _require(routes == Type("routes", groups.shape[:2]), f"{routes} are not those of {groups}")
+    _require(routes == Type("routes", groups.shape), f"{routes} are not those of {groups}")
     return Type("f32", (y.shape[0], y.width))
 
 
@@ -372,7 +370,7 @@ OPS: dict[str, Op] = {
         Op(
             name="group",
             operands=("routes",),
-            attrs={"experts": int},
+            attrs={},
             infer=_infer_group,
             flops=_per_element(0),
             reference=numerics.group,
@@ -388,7 +386,7 @@ OPS: dict[str, Op] = {
         Op(
             name="expert_linear",
             operands=("x", "weight", "groups"),
-            attrs={"experts": int},
+            attrs={},
             infer=_infer_expert_linear,
             flops=_flops_linear,
             reference=numerics.expert_linear,

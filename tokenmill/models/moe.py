@@ -24,7 +24,7 @@ def mixture(f: FunctionBuilder, h: Value, config: ModelConfig) -> Value:
     count, inner = experts.count, experts.size
     logits = f.linear(h, f.weight("router", count, hidden))
     routes = f.route(logits, top_k=experts.per_token, renormalize=experts.is_renormalized)
-    groups = f.group(routes, experts=count)
+    groups = f.group(routes)
     x = f.dispatch(h, groups)
     gate = f.expert_linear(x, f.weight("expert_gate", count * inner, hidden), groups)
     up = f.expert_linear(x, f.weight("expert_up", count * inner, hidden), groups)

@@ -24,7 +24,7 @@ def split_of(node: Node) -> str:
     ops = {leaf.op for leaf in node.leaves}
     if ops & {"linear", "expert_linear", "group", "attention", "repeat"}:
         return f"own:{node.results[0].name}"
-    if "kv_write" in ops:
+    if ops & {"kv_write", "route"}:
         return "rows:T"
     return f"rows:{','.join(map(str, node.results[0].type.rows or node.results[0].type.shape))}"
 

@@ -95,11 +95,11 @@ def test_two_products_of_the_same_linears_stay() -> None:
 
 EXPERTS = """
 %l = linear(%h, @k) : f32[T,64]
-%routes = route(%l) {top_k=2, renormalize=True} : routes[T,2]
-%groups = group(%routes) {experts=2} : groups[T,2,2]
+%routes = route(%l) {top_k=2, renormalize=True} : routes[T,2,64]
+%groups = group(%routes) : groups[T,2,64]
 %d = dispatch(%x, %groups) : f32[T,2,64]
-%gate = expert_linear(%d, @q, %groups) {experts=2} : f32[T,2,64]
-%g = gelu(%gate) : f32[T,2,64]
+%gate = expert_linear(%d, @q, %groups) : f32[T,2,2]
+%g = gelu(%gate) : f32[T,2,2]
 """
 
 
@@ -107,8 +107,8 @@ def test_linears_of_experts_are_merged_as_others_are() -> None:
     show(
         fuse_gates,
         EXPERTS
-        + """%up = expert_linear(%d, @q, %groups) {experts=2} : f32[T,2,64]
-        %m = mul(%g, %up) : f32[T,2,64]
+        + """%up = expert_linear(%d, @q, %groups) : f32[T,2,2]
+        %m = mul(%g, %up) : f32[T,2,2]
         return %m""",
         """
         CHECK: %m = fused {
@@ -125,8 +125,8 @@ def test_experts_of_other_groups_stay_apart() -> None:
     assert_unchanged(
         fuse_gates,
         EXPERTS
-        + """%again = group(%routes) {experts=2} : groups[T,2,2]
-        %up = expert_linear(%d, @q, %again) {experts=2} : f32[T,2,64]
-        %m = mul(%g, %up) : f32[T,2,64]
+        + """%again = group(%routes) : groups[T,2,64]
+        %up = expert_linear(%d, @q, %again) : f32[T,2,2]
+        %m = mul(%g, %up) : f32[T,2,2]
         return %m""",
     )

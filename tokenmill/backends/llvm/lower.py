@@ -14,7 +14,7 @@ from tokenmill.backends.llvm.emit import Function, Module, Value
 from tokenmill.backends.llvm.lower_attention import lower_attention
 from tokenmill.backends.llvm.lower_experts import (
     ExpertLowering,
-    group_rows,
+    handle_rows,
     lower_combine,
     lower_dispatch,
     lower_group,
@@ -178,8 +178,8 @@ class _Lowering:
         return {n: replace(b, offset=plan.offsets[n]) for n, b in shapes.items()}
 
     def max_rows(self, kind: Type) -> int:
-        if kind.dtype == "groups":
-            return group_rows(kind, self.options.max_tokens)
+        if kind.dtype in ("routes", "groups"):
+            return handle_rows(kind, self.options.max_tokens)
         leading, *others = kind.rows
         return self.counts[str(leading)] * prod(map(int, others))
 

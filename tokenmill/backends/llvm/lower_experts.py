@@ -29,12 +29,14 @@ _WEIGHT_ROWS = 6
 
 def words_of(kind: Type) -> int:
     """Words of one row of a value."""
-    return 2 * kind.width if kind.dtype == "routes" else kind.width
+    return 2 * int(kind.shape[1]) if kind.dtype == "routes" else kind.width
 
 
-def group_rows(kind: Type, max_tokens: int) -> int:
-    """Rows of `groups`, each as wide as E words filled up: room for what lies there."""
+def handle_rows(kind: Type, max_tokens: int) -> int:
+    """Rows of `routes`, a token each; or of `groups`, E words each: room for what lies there."""
     _, per_token, experts = kind.shape
+    if kind.dtype == "routes":
+        return max_tokens
     words = _start_words(int(experts)) + 2 * max_tokens * int(per_token)
     return -(-words // round_up(int(experts), PAIR_ROWS))
 
@@ -115,7 +117,7 @@ def lower_group(scope: Scope, node: Node) -> None:
     """Counting sort of all pairs by expert, by the first thread alone: a few words a token."""
     f = scope.f
     name, routes = node.result.name, node.operands[0]
-    experts, per_token = node.integer("experts"), scope.types[routes].width
+    per_token, experts = map(int, scope.types[routes].shape[1:])
     slot = f.variable(vector("i32", round_up(experts, 16)))
     cursors = Value(f, slot.text, "ptr")
     groups = _Groups.of(scope, name)
@@ -159,7 +161,7 @@ def lower_combine(scope: Scope, node: Node) -> None:
     """The weighted sum of a token's rows, the one of most weight first."""
     f, lanes = scope.f, scope.lanes
     source, routes = node.operands[:2]
-    groups, per_token = _Groups.of(scope, node.operands[2]), scope.types[routes].width
+    groups, per_token = _Groups.of(scope, node.operands[2]), int(scope.types[routes].shape[1])
     epilogue = Epilogue(nodes=(), visible=frozenset((node.result.name,)))
     with scope.share(scope.count(node.result.name)) as t:
         weights = scope.row_address(routes, t).at(4 * per_token)
@@ -180,7 +182,7 @@ class ExpertLowering(LinearLowering):
     def __init__(self, scope: Scope, node: Node, segments: list[Segment]) -> None:
         super().__init__(scope, node, segments)
         first = segments[0].linears[0]
-        self.experts = first.integer("experts")
+        self.experts = scope.types[first.operands[2]].width
         self.groups = _Groups.of(scope, first.operands[2])
         self.expert = scope.f.const("i64", 0)
 
