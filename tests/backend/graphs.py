@@ -48,6 +48,14 @@ class Case:
         return {n: w.format for n, w in self.weights.items() if kinds[n].dtype == "w"}
 
     @property
+    def window(self) -> int:
+        """The widest of caches that keep only a window; 0: there is none."""
+        writes = [n for f in self.graph.functions for n in f.nodes if n.op == "kv_write"]
+        return max(
+            (int(n.result.type.shape[2]) for n in writes if len(n.result.type.shape) > 2), default=0
+        )
+
+    @property
     def is_exact(self) -> bool:
         """Whether nothing is rounded on the way but float32 results."""
         return self.activations == "f32" and self.cache == "f32"
@@ -139,18 +147,23 @@ def attend(layer: Layer) -> Value:
         other = h if layer.draw(st.integers(0, 3)) else layer.normed()
         k = layer.heads(layer.linear(other, sizes.kv_size))
         v = layer.linear(other, sizes.kv_size) if layer.draw(st.integers(0, 5)) else k
-        layer.kv = f.kv_write(k, v, layer.place, head_dim=sizes.head_dim)
+        kept = layer.draw(st.sampled_from((0, 0, 0, 1, 20, 260)))
+        layer.kv = f.kv_write(k, v, layer.place, head_dim=sizes.head_dim, window=kept)
     group = layer.draw(st.integers(1, max(1, min(8, 640 // sizes.kv_size))))
     q_size = group * sizes.kv_size
     is_direct = q_size == sizes.hidden and layer.flag()
     q = layer.heads(h if is_direct else layer.linear(h, q_size))
+    windows = (0, 0, 1, 7, 16, 33, 260)
+    if len(layer.kv.type.shape) > 2:
+        kept = layer.kv.type.width
+        windows = (kept, *(w for w in windows if 0 < w < kept))
     out = f.attention(
         q,
         layer.kv,
         layer.place,
         head_dim=sizes.head_dim,
         scale=sizes.head_dim**-0.5,
-        window=layer.draw(st.sampled_from((0, 0, 1, 7, 16, 33, 260))),
+        window=layer.draw(st.sampled_from(windows)),
         softcap=layer.draw(st.sampled_from((0.0, 0.0, 1.5, 50.0))),
     )
     return layer.sum(layer.pick(), layer.linear(out, sizes.hidden))

@@ -63,8 +63,13 @@ class FunctionBuilder:
         """`angles`: theta, or frequencies; and perhaps a magnitude."""
         return self.node("rope", (x, place), {"head_dim": head_dim, **angles}, "rope")
 
-    def kv_write(self, k: Value, v: Value, place: Value, *, head_dim: int) -> Value:
-        return self.emit("kv_write", k, v, place, name="kv", head_dim=head_dim, to="f32")
+    def kv_write(
+        self, k: Value, v: Value, place: Value, *, head_dim: int, window: int = 0
+    ) -> Value:
+        """A `window` of 0 is none: all positions are kept."""
+        attrs: dict[str, Attr] = {"head_dim": head_dim, "to": "f32"}
+        attrs |= {"window": window} if window else {}
+        return self.node("kv_write", (k, v, place), attrs, "kv")
 
     def attention(
         self,

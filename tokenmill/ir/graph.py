@@ -28,7 +28,8 @@ class Type:
 
     Element types: `f32 bf16 i32`; `int8`, activations in groups with a scale each; the weight
     formats of `formats.py`, and `w`, a weight whose format is not chosen yet; and handles:
-    `place` (where each token stands), `sampling` (how each row is sampled), `kv` (a layer's cache),
+    `place` (where each token stands), `sampling` (how each row is sampled), `kv[G,D]` (a layer's
+    cache of G heads) and `kv[G,D,W]` (one of which only the last W positions are read again),
     `routes[T,K,E]` (K of E experts for each token, and their weights), `groups[T,K,E]` (where each
     of the T * K pairs of token and expert stands among the others of its expert).
     """

@@ -23,12 +23,21 @@ SMALLEST_GROUP = 1e-36
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where each token stands: its position, its sequence, and that sequence's blocks."""
+    """Where each token stands: its position, its sequence, and that sequence's blocks.
+
+    Caches of layers with a window may have blocks of their own.
+    """
 
     positions_T: IntArray
     sequences_T: IntArray
     blocks_SB: IntArray
     block_size: int
+    window_blocks_SB: IntArray | None = None
+
+    def table(self, *, is_windowed: bool) -> IntArray:
+        """The blocks [S, B] of one kind of cache."""
+        own = self.window_blocks_SB if is_windowed else None
+        return self.blocks_SB if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +46,12 @@ class Cache:
 
     keys: F32Array
     values: F32Array
+    is_windowed: bool = False
 
     def read(self, place: Place, sequence: int, length: int) -> tuple[F32Array, F32Array]:
         """The first `length` positions of a sequence: two [P, G, D]."""
-        blocks = place.blocks_SB[sequence, : -(-length // place.block_size)]
+        table = place.table(is_windowed=self.is_windowed)
+        blocks = table[sequence, : -(-length // place.block_size)]
         heads = self.keys.shape[2:]
         keys = self.keys[blocks].reshape(-1, *heads)[:length]
         return keys, self.values[blocks].reshape(-1, *heads)[:length]
@@ -155,11 +166,22 @@ def rope(
 
 
 def kv_write(
-    k_TN: F32Array, v_TN: F32Array, place: Place, cache: Cache, *, head_dim: int, to: str
+    k_TN: F32Array,
+    v_TN: F32Array,
+    place: Place,
+    cache: Cache,
+    *,
+    head_dim: int,
+    to: str,
+    window: int = 0,
 ) -> Cache:
-    """Store keys and values at each token's place, rounded to the cache's type."""
+    """Store keys and values at each token's place, rounded to the cache's type.
+
+    With a `window`, what lies before it will not be read again.
+    """
+    assert cache.is_windowed == bool(window)
     block_T, offset_T = np.divmod(place.positions_T, place.block_size)
-    block_T = place.blocks_SB[place.sequences_T, block_T]
+    block_T = place.table(is_windowed=cache.is_windowed)[place.sequences_T, block_T]
     shape = (len(k_TN), -1, head_dim)
     keys, values = k_TN.reshape(shape), v_TN.reshape(shape)
     cache.keys[block_T, offset_T] = round_heads(keys, to=to, is_turned=True)

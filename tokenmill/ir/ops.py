@@ -139,7 +139,9 @@ def _infer_kv_write(types: Sequence[Type], node: Node) -> Type:
     _require(k == v and k.dtype == "f32", f"k and v must be alike and f32, are {k} and {v}")
     _placed(k, place)
     _require(node.string("to") in ACTIVATIONS, f"no cache of {node.attr('to')}")
-    return Type("kv", (_heads(k, node), node.integer("head_dim")))
+    kept = (node.integer("window"),) if "window" in dict(node.attrs) else ()
+    _require(0 not in kept, "a window must hold a position")
+    return Type("kv", (_heads(k, node), node.integer("head_dim"), *kept))
 
 
 def _infer_attention(types: Sequence[Type], node: Node) -> Type:
@@ -147,10 +149,13 @@ def _infer_attention(types: Sequence[Type], node: Node) -> Type:
     _require(q.dtype in ("f32", "bf16"), f"q must be f32 or bf16, is {q}")
     _require(kv.dtype == "kv", f"kv must be a cache, is {kv}")
     _placed(q, place)
-    heads, kv_heads, head_dim = _heads(q, node), *map(int, _matrix(kv, "kv"))
+    heads, (kv_heads, head_dim, *kept) = _heads(q, node), map(int, kv.shape)
     _require(node.integer("head_dim") == head_dim, f"head_dim differs from that of {kv}")
     _require(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key heads evenly")
-    _require(dict(node.attrs).get("window", 1) != 0, "a window must hold a position")
+    given = dict(node.attrs)
+    window = node.integer("window") if "window" in given else 0
+    _require("window" not in given or window > 0, "a window must hold a position")
+    _require(not kept or 0 < window <= kept[0], f"a window of {window or 'all'} over {kv}")
     return Type("f32", q.shape)
 
 
@@ -298,7 +303,7 @@ OPS: dict[str, Op] = {
         Op(
             name="kv_write",
             operands=("k", "v", "place"),
-            attrs={"head_dim": int, "to": str},
+            attrs={"head_dim": int, "to": str, "window?": int},
             infer=_infer_kv_write,
             flops=_per_element(0),
             reference=numerics.kv_write,
@@ -480,5 +485,6 @@ def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes, *, cache: str) 
         case "kv_write":
             made = 2 * elements(types[0], sizes) * _BYTES[node.string("to")]
         case "attention":
-            read += 2 * sizes["P"] * elements(types[1], sizes) * _BYTES[cache]
+            heads = Type("kv", types[1].shape[:2])
+            read += 2 * sizes["P"] * elements(heads, sizes) * _BYTES[cache]
     return made + read

@@ -78,6 +78,11 @@ class ModelConfig:
         return len(self.layers)
 
     @property
+    def window(self) -> int:
+        """The widest window of a layer that has one; 0: none has."""
+        return max(kind.window for kind in self.layers)
+
+    @property
     def q_size(self) -> int:
         return self.num_heads * self.head_dim
 

@@ -75,7 +75,7 @@ def attention(
     if kind.rope is not None:
         q = f.rope(q, place, head_dim=head_dim, **kind.rope.attrs)
         k = f.rope(k, place, head_dim=head_dim, **kind.rope.attrs)
-    kv = f.kv_write(k, v, place, head_dim=head_dim)
+    kv = f.kv_write(k, v, place, head_dim=head_dim, window=kind.window)
     out = f.attention(
         q,
         kv,

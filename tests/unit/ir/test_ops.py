@@ -145,6 +145,18 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
         ("attention", ("int8[T,64]", "kv[2,32]", "place[T]"), ATTENTION, "q must be f32 or bf16"),
         ("attention", ("f32[T,64]", "kv[4,16]", "place[T]"), ATTENTION, "head_dim differs"),
         ("attention", ("f32[T,96]", "kv[2,32]", "place[T]"), ATTENTION, "3 heads do not share 2"),
+        (
+            "kv_write",
+            ("f32[T,64]",) * 2 + ("place[T]",),
+            KV | {"window": 0},
+            "must hold a position",
+        ),
+        (
+            "attention",
+            ("f32[T,64]", "kv[2,32,16]", "place[T]"),
+            ATTENTION,
+            "a window of all over kv[2,32,16]",
+        ),
         ("add", ("f32[T,4]", "f32[R,4]"), {}, "operands differ: f32[T,4] and f32[R,4]"),
         ("mul", ("bf16[T,4]", "bf16[T,4]"), {}, "x must be f32"),
         ("select_rows", ("f32[T,4]", "f32[R]"), {}, "the rows must be i32[n]"),

@@ -70,9 +70,8 @@ class Program:
     entries: tuple[WeightEntry, ...]
     arena_bytes: int
     logits: Buffer
-    num_caches: int
+    caches: tuple[Type | None, ...]  # kv of each layer, then of main; None: it has none
     num_counters: int
-    cache: Type  # kv[heads, head_dim]
     cache_dtype: str
     has_experts: bool  # so a step may need tiles of any number of rows
 
@@ -129,24 +128,29 @@ class _Lowering:
         scope = self.scope(main, buffers, f)
         self.phases(scope, main, bodies)
         f.ret()
-        cache = {(n.result.type, n.string("to")) for n in self.writes}
-        if len(cache) > 1:
-            raise ValueError(f"layers with different KV caches: {sorted(map(str, cache))}")
-        cache_type, cache_dtype = next(iter(cache), (Type("kv", (1, 32)), "f32"))
+        dtypes = {n.string("to") for n in self.writes}
+        if len(dtypes) > 1:
+            raise ValueError(f"layers with different KV caches: {sorted(dtypes)}")
         return Program(
             ir_text=str(self.module),
             tiles=tuple(self.tables.tiles),
             entries=tuple(self.entries(main)),
             arena_bytes=self.arena_bytes,
             logits=buffers[main.returns[0]],
-            num_caches=self.num_layers + any(n.op == "kv_write" for n in walk(main.nodes)),
+            caches=tuple(self.caches()),
             num_counters=(self.num_layers + 1) * self.max_attentions(),
-            cache=cache_type,
-            cache_dtype=cache_dtype,
+            cache_dtype=next(iter(dtypes), "f32"),
             has_experts=any(
                 t.op == "expert_linear" for f in self.graph.functions for t in walk(f.nodes)
             ),
         )
+
+    def caches(self) -> Iterator[Type | None]:
+        """The cache of each layer, and last that of main."""
+        for repeat in _repeats(self.graph.main):
+            for name in layer_bodies(repeat):
+                yield _cache_of(self.graph.function(name))
+        yield _cache_of(self.graph.main)
 
     # -- where values lie
 
@@ -382,6 +386,11 @@ def _stored_heads(function: GraphFunction) -> dict[str, RowOrder]:
         for node in function.nodes
         for name, size in _queries(function, node).items()
     }
+
+
+def _cache_of(function: GraphFunction) -> Type | None:
+    writes = (n.result.type for n in walk(function.nodes) if n.op == "kv_write")
+    return next(writes, None)
 
 
 def _write_of(function: GraphFunction, node: Node) -> Node:

@@ -14,6 +14,7 @@ from tokenmill.backends.llvm.epilogue import Epilogue
 from tokenmill.backends.llvm.kv_cache import (
     ELEMENT_BYTES,
     head_address,
+    is_windowed,
     key_pair_bytes,
     load_int8,
     value_scale,
@@ -132,7 +133,8 @@ class _Attention:
             f.store(self.lanes.zero(), self.outs.at(64 * index))
         length = f.widen(self.scope.element("positions", token)) + 1
         sequence = f.widen(self.scope.element("sequences", token))
-        table = self.scope.load("block_tables", "ptr")
+        kind = "window_tables" if is_windowed(self.write.result.type) else "block_tables"
+        table = self.scope.load(kind, "ptr")
         blocks = table.at(sequence * self.scope.load("table_stride") * 4)
         first = self.first_seen(length)
         with f.loop(first & -KV_CHUNK, length, KV_CHUNK) as start:

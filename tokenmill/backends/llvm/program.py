@@ -117,9 +117,8 @@ def manifest_of(program: Program) -> bytes:
         "entries": [_entry_fields(e) for e in program.entries],
         "arena_bytes": program.arena_bytes,
         "logits": _buffer_fields(program.logits),
-        "num_caches": program.num_caches,
+        "caches": [str(cache) if cache else None for cache in program.caches],
         "num_counters": program.num_counters,
-        "cache": str(program.cache),
         "cache_dtype": program.cache_dtype,
         "has_experts": program.has_experts,
     }
@@ -135,9 +134,8 @@ def read_manifest(data: bytes) -> Program:
         entries=tuple(_read_entry(e) for e in fields["entries"]),
         arena_bytes=fields["arena_bytes"],
         logits=_read_buffer(fields["logits"]),
-        num_caches=fields["num_caches"],
+        caches=tuple(Type.parse(text) if text else None for text in fields["caches"]),
         num_counters=fields["num_counters"],
-        cache=Type.parse(fields["cache"]),
         cache_dtype=fields["cache_dtype"],
         has_experts=fields["has_experts"],
     )
