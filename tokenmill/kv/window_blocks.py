@@ -1,8 +1,8 @@
 """The blocks of layers with a sliding window, which a sequence gives back behind the window.
 
 Such layers have a pool of their own, so large that it never runs out for as many sequences as can
-run (`window_blocks_for`): nobody is preempted for its sake. A table has an entry for each block of the sequence from its first position on; those behind the
-window are GONE.
+run (`window_blocks_for`): nobody is preempted for its sake. A table has an entry for each block of
+the sequence from its first position on; those behind the window are GONE.
 """
 
 from collections.abc import Callable, Iterable, Sequence
