@@ -1,6 +1,7 @@
 """Every architecture against transformers in float32, from a folder and from a GGUF file."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,18 @@ import pytest
 import torch
 
 from tests.backend.llvm_models import make_llvm_model
-from tests.backend.traffic import Traffic, random_steps, run_traffic, shuffled_tables
+from tests.backend.traffic import (
+    Traffic,
+    random_steps,
+    run_traffic,
+    shuffled_tables,
+    window_tables,
+)
 from tests.e2e.architecture_files import CASES, VOCAB, make_model, write_gguf
 from tokenmill.backends.base import CompiledModel, F32Array, I32Array, StepLimits
 from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.reference.model import ReferenceModel
+from tokenmill.config import ACTIVATIONS
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph
 from tokenmill.models.checkpoint import open_checkpoint
@@ -107,6 +115,41 @@ def test_logits_on_portable_vectors_are_those_of_transformers(
 ) -> None:
     theirs(name)[0].save_pretrained(tmp_path)
     assert_same_logits("portable", *read_model(tmp_path), objects, name)
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("name", ["gemma 3", "qwen3 moe"])
+def test_bits_do_not_depend_on_company_chunks_or_threads(
+    name: str, activations: str, tmp_path: Path, objects: ObjectCache
+) -> None:
+    """Of layers with a pool of their own, and of experts, whose rows change with the company."""
+    path = write_gguf(tmp_path / "model.gguf", theirs(name)[0], CASES[name])
+    graph, weights = read_model(path)
+    window = open_checkpoint(path).config.window
+    limits = replace(LIMITS, window=window, window_blocks=43 if window else 0)
+    rng, found = np.random.default_rng(3), []
+    for threads, sequences in ((1, 4), (2, 4), (3, 4), (2, 1)):
+        lengths = LENGTHS[-sequences:]
+        traffic = Traffic(
+            sequences=texts()[-sequences:],
+            tables=shuffled_tables(rng, limits, lengths),
+            steps=random_steps(rng, lengths, limits.tokens),
+            window=window,
+            window_tables=window_tables(rng, limits, lengths),
+        )
+        model = make_llvm_model(
+            graph,
+            weights,
+            limits=limits,
+            objects=objects,
+            activations=activations,
+            cache="bf16",
+            threads=threads,
+        )
+        found.append(run_traffic(model, traffic))
+        model.close()
+    for other in found[1:]:
+        assert all(map(np.array_equal, reversed(other), reversed(found[0])))
 
 
 def test_every_architecture_is_tried() -> None:

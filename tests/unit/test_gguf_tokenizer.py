@@ -164,7 +164,7 @@ class TestSentencePiece:
     [
         ({"model": "rwkv"}, "tokenizer model 'rwkv'"),
         ({"model": None}, "tokenizer model None"),
-        ({"pre": "tekken"}, "pre-tokenizer 'tekken' .* supported are default, .*smollm"),
+        ({"pre": "tekken"}, "pre-tokenizer 'tekken' .* supported are dbrx, default, .*smollm"),
     ],
 )
 def test_what_we_do_not_have_is_named(changes: dict[str, Any], message: str) -> None:

@@ -19,6 +19,9 @@ Names = Mapping[str, tuple[str, str]]
 Complete = Callable[[Fields, ModelConfig], ModelConfig]
 """Adds to a config what only this architecture has, and refuses what it cannot compute with."""
 
+HF_LAYER_PREFIX = "model.layers."
+GGUF_LAYER_PREFIX = "blk."
+
 MODEL_NAMES: Names = {
     "embed": ("model.embed_tokens.weight", "token_embd.weight"),
     "final_norm": ("model.norm.weight", "output_norm.weight"),

@@ -6,35 +6,34 @@ the name that it has in its file.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from tokenmill.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from tokenmill.ir.order import F32Array
-from tokenmill.models.architecture import LAYER_NAMES, MODEL_NAMES, Architecture
+from tokenmill.models.architecture import (
+    GGUF_LAYER_PREFIX,
+    HF_LAYER_PREFIX,
+    LAYER_NAMES,
+    MODEL_NAMES,
+    Architecture,
+)
 from tokenmill.models.config import ModelConfig
-from tokenmill.models.encodings import FLOAT_ENCODINGS
 from tokenmill.models.gguf import MetadataValue, read_gguf, split_paths
 from tokenmill.models.mapped import (
     EncodedTensor,
     MappedTensor,
-    StackedTensor,
     Tensor,
     TensorInfo,
 )
 from tokenmill.models.read_config import ROPE_DIVISORS, config_from_gguf, config_from_hf
+from tokenmill.models.rearrange import IndexArray, cut_apart, shifted, stack_experts, turned_halves
 from tokenmill.models.registry import ARCHITECTURES
 from tokenmill.models.safetensors import read_json, read_safetensors, safetensors_paths
 
-IndexArray = npt.NDArray[np.intp]
-
-_GGUF_LAYER_PREFIX = "blk."
-_HF_LAYER_PREFIX = "model.layers."
 _HF, _GGUF = 0, 1  # columns of the tables of names
 _GGUF_IGNORED = ("rope_factors_long.weight",)
 
@@ -86,7 +85,7 @@ class FileCheckpoint:
         if part in self._head_orders:
             return self._with_rows(tensor, self._head_orders[part])
         if self._norm_offset and part.endswith("norm"):
-            return _shifted(tensor, self._norm_offset)
+            return shifted(tensor, self._norm_offset)
         return tensor
 
     def _with_rows(self, tensor: EncodedTensor, order: IndexArray) -> EncodedTensor:
@@ -178,7 +177,7 @@ def _checkpoint(
 ) -> FileCheckpoint:
     architecture = ARCHITECTURES[config.architecture]
     whole = _canonical(tensors, architecture, column)
-    mapped = _stacked(str(path), _apart(str(path), whole, config), config)
+    mapped = stack_experts(str(path), cut_apart(str(path), whole, config), config)
     heads = np.arange(config.head_dim)
     if column == _GGUF and architecture.is_interleaved:
         heads = heads.reshape(-1, 2).T.reshape(-1)
@@ -195,22 +194,11 @@ def _checkpoint(
     )
 
 
-def turned_halves(config: ModelConfig) -> IndexArray:
-    """The order of a head's dimensions in which those that turn together lie half a head apart.
-
-    in files  [ turn, first half | turn, second half | still .............. ]
-    ours      [ turn, first half | still ... | turn, second half | still ... ]
-    """
-    half, rest = config.rotary_dim // 2, (config.head_dim - config.rotary_dim) // 2
-    parts = np.split(np.arange(config.head_dim), np.cumsum([half, half, rest]))
-    return np.concatenate([parts[0], parts[2], parts[1], parts[3]])
-
-
 def _canonical(
     tensors: Mapping[str, MappedTensor], architecture: Architecture, column: int
 ) -> dict[str, MappedTensor]:
     """The same tensors under our names."""
-    layer_prefix = (_HF_LAYER_PREFIX, _GGUF_LAYER_PREFIX)[column]
+    layer_prefix = (HF_LAYER_PREFIX, GGUF_LAYER_PREFIX)[column]
     layer_names = {**LAYER_NAMES, **architecture.layer_names}
     own = {theirs[column]: ours for ours, theirs in MODEL_NAMES.items()}
     own_in_layer = {theirs[column]: ours for ours, theirs in layer_names.items() if theirs[column]}
@@ -222,85 +210,6 @@ def _canonical(
         return own.get(name, name)
 
     return {rename(name): tensor for name, tensor in tensors.items()}
-
-
-def _apart(
-    where: str, tensors: Mapping[str, MappedTensor], config: ModelConfig
-) -> dict[str, MappedTensor]:
-    """Tensors that files keep in one, cut into those that we compute with."""
-    merged = ARCHITECTURES[config.architecture].merged(config)
-    found: dict[str, MappedTensor] = {}
-    for name, tensor in tensors.items():
-        prefix, _, part = name.rpartition(".")
-        if part not in merged:
-            found[name] = tensor
-            continue
-        start, num_rows = 0, sum(merged[part].values())
-        if tensor.info.shape[0] != num_rows:
-            raise ModelFileError(
-                f"{where}: {name} has shape {list(tensor.info.shape)}, expected {num_rows} rows"
-            )
-        for own, count in merged[part].items():
-            found[f"{prefix}.{own}"] = tensor.rows(start, start + count)
-            start += count
-    return found
-
-
-def _stacked(
-    where: str, tensors: Mapping[str, MappedTensor], config: ModelConfig
-) -> dict[str, Tensor]:
-    """The experts of a layer in one tensor, where files keep each by itself."""
-    wanted = ARCHITECTURES[config.architecture].hf_experts
-    found: dict[str, Tensor] = {}
-    experts: dict[str, dict[int, MappedTensor]] = {}
-    for name, tensor in tensors.items():
-        place = _expert(name, wanted)
-        if place is None:
-            found[name] = _flat(tensor)
-        else:
-            experts.setdefault(place[0], {})[place[1]] = tensor
-    for name, parts in experts.items():
-        assert config.experts is not None
-        missing = set(range(config.experts.count)) - parts.keys()
-        kinds = {(part.info.shape, part.info.encoding) for part in parts.values()}
-        if missing or len(parts) > config.experts.count or len(kinds) > 1:
-            raise ModelFileError(
-                f"{where}: {name} takes {config.experts.count} experts of one shape and encoding, "
-                f"found are {len(parts)} in {len(kinds)}"
-            )
-        found[name] = StackedTensor(parts=tuple(parts[index] for index in sorted(parts)))
-    return found
-
-
-def _expert(name: str, wanted: Mapping[str, tuple[str, str]]) -> tuple[str, int] | None:
-    """The tensor that one expert's belongs to, and the expert's number."""
-    layer, _, rest = name.removeprefix(_HF_LAYER_PREFIX).partition(".")
-    if not name.startswith(_HF_LAYER_PREFIX):
-        return None
-    for own, (before, behind) in wanted.items():
-        number = rest.removeprefix(before).removesuffix(behind)
-        if rest == f"{before}{number}{behind}" and number.isdecimal():
-            return f"layers.{layer}.{own}", int(number)
-    return None
-
-
-def _flat(tensor: MappedTensor) -> MappedTensor:
-    """Matrices that lie one behind the other, as one."""
-    *others, k = tensor.info.shape
-    if len(others) < 2:
-        return tensor
-    info = replace(tensor.info, shape=(prod(others), k))
-    return replace(tensor, info=info)
-
-
-def _shifted(tensor: EncodedTensor, offset: float) -> EncodedTensor:
-    """A vector plus a number, in float32."""
-    dtype = FLOAT_ENCODINGS.get(tensor.info.encoding)
-    if dtype is None:
-        return tensor  # refused where it is decoded
-    values = tensor.data.view(dtype).astype(np.float32) + np.float32(offset)
-    info = TensorInfo(shape=tensor.info.shape, encoding="F32", size_bytes=values.nbytes)
-    return EncodedTensor(name=tensor.name, info=info, data=values.view(np.uint8))
 
 
 def _read_floats(path: Path, name: str, tensor: MappedTensor) -> F32Array:
