@@ -1,11 +1,8 @@
 """How the memory for keys and values is shared among the kinds of layers."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from tokenmill.backends.base import BLOCK_SIZE, window_blocks_for
-from tokenmill.backends.llvm.lower import Program
-from tokenmill.backends.llvm.model import kv_block_bytes
-from tokenmill.config import EngineConfig
 from tokenmill.errors import CapacityError
 from tokenmill.models.home import format_bytes
 
@@ -19,40 +16,40 @@ class Shares(NamedTuple):
 
 
 def share_room(
-    program: Program, room: int, options: EngineConfig, *, blocks: int, window: int
+    room: int,
+    block_bytes: tuple[int, int],
+    *,
+    block_size: int,
+    blocks: int,
+    sequences: int,
+    windows: Callable[[int], int] | None,
 ) -> Shares:
-    """Share `room` bytes; a sequence has `blocks` at most, and `window` is 0 where none is used.
+    """Share `room` bytes among `sequences` of `blocks` each, or as many as there is room for.
 
-    Layers with a window come first, since they need no more than their windows, but get half of the
-    room at most if there are others: fewer sequences run then. Raises CapacityError where a
-    single block, or a single window, does not fit.
+    `block_bytes` are those of a block of `block_size` positions in all layers without a window, and
+    in all with one; `windows` gives the blocks of the latter that so many sequences need, None if
+    they are treated as the others. They come first, since they need no more than their windows,
+    but get half of the room at most if there are others: fewer sequences run then. Raises
+    CapacityError where not a single block, or not a single window, fits.
     """
-    full_bytes, window_bytes = kv_block_bytes(program)
-    sequences, window_blocks = options.max_num_seqs, 0
-    if window:
-        most = (room // 2 if full_bytes else room) // window_bytes
-        sequences, window_blocks = _windows(options, window, most)
-        if window_blocks > most:
-            raise _no_room(window_blocks * window_bytes, f"a window of {window} tokens", room)
-    else:
+    full_bytes, window_bytes = block_bytes
+    window_blocks = 0
+    if windows is None:
         full_bytes, window_bytes = full_bytes + window_bytes, 0
+    else:
+        most = (room // 2 if full_bytes else room) // window_bytes
+        while sequences > 1 and windows(sequences) > most:
+            sequences -= 1
+        window_blocks = windows(sequences)
+        if window_blocks > most:
+            what = "the KV cache of one sequence in layers with a sliding window"
+            raise _no_room(window_blocks * window_bytes, what, room)
     wanted = blocks * sequences
     if full_bytes:
         wanted = min(wanted, (room - window_blocks * window_bytes) // full_bytes)
     if wanted < 1:
-        raise _no_room(full_bytes, f"a block of {BLOCK_SIZE} tokens of KV cache", room)
+        raise _no_room(full_bytes, f"a block of {block_size} tokens of KV cache", room)
     return Shares(sequences, wanted, window_blocks)
-
-
-def _windows(options: EngineConfig, window: int, most: int) -> tuple[int, int]:
-    """As many sequences as `most` blocks are enough for, at least one, and their blocks."""
-    for sequences in range(options.max_num_seqs, 0, -1):
-        needed = window_blocks_for(
-            window, num_sequences=sequences, step_tokens=options.max_num_batched_tokens
-        )
-        if needed <= most:
-            break
-    return sequences, needed
 
 
 def _no_room(size_bytes: int, what: str, room: int) -> CapacityError:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits
+from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits, window_blocks_for
 from tokenmill.backends.llvm.lower import Options, Program
 from tokenmill.backends.llvm.memory import Arena, memory_available_bytes
-from tokenmill.backends.llvm.model import LlvmModel
+from tokenmill.backends.llvm.model import LlvmModel, kv_block_bytes
 from tokenmill.backends.llvm.objects import ObjectCache, cache_key
 from tokenmill.backends.llvm.program import CompiledProgram, Numerics, compile_program
 from tokenmill.backends.llvm.target import pick_row
@@ -218,7 +218,19 @@ def _limits(
     room = options.kv_cache_memory_bytes or int(memory_available_bytes() * _KV_SHARE)
     # A model that guesses goes back now and then, further than a window may reach.
     window = config.window if target is None and config.window < length else 0
-    shares = share_room(program, room, options, blocks=per_sequence, window=window)
+
+    def windows(count: int) -> int:
+        tokens = options.max_num_batched_tokens
+        return window_blocks_for(window, num_sequences=count, step_tokens=tokens)
+
+    shares = share_room(
+        room,
+        kv_block_bytes(program),
+        block_size=BLOCK_SIZE,
+        blocks=per_sequence,
+        sequences=options.max_num_seqs,
+        windows=windows if window else None,
+    )
     blocks = shares.blocks if target is None else min(shares.blocks, target.blocks)
     if blocks < per_sequence:
         progress.note(
