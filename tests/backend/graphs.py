@@ -48,6 +48,14 @@ class Case:
         return {n: w.format for n, w in self.weights.items() if kinds[n].dtype == "w"}
 
     @property
+    def window(self) -> int:
+        """The widest of caches that keep only a window; 0: there is none."""
+        writes = [n for f in self.graph.functions for n in f.nodes if n.op == "kv_write"]
+        return max(
+            (int(n.result.type.shape[2]) for n in writes if len(n.result.type.shape) > 2), default=0
+        )
+
+    @property
     def is_exact(self) -> bool:
         """Whether nothing is rounded on the way but float32 results."""
         return self.activations == "f32" and self.cache == "f32"
@@ -116,10 +124,19 @@ class Layer:
         return self.f.add(a, b) if self.flag() else self.f.add(b, a)
 
     def heads(self, x: Value) -> Value:
-        """x, turned or not."""
-        if not self.flag():
-            return x
-        return self.f.rope(x, self.place, head_dim=self.sizes.head_dim, theta=10000.0)
+        """x, its heads normed or not, turned or not."""
+        d = self.sizes.head_dim
+        if not self.draw(st.integers(0, 2)):
+            weight = self.f.weight(f"head_norm{next(self.numbers)}", d)
+            x = self.f.head_norm(x, weight, head_dim=d, eps=1e-5)
+        match self.choose(("none", "plain", "plain", "scaled")):
+            case "none":
+                return x
+            case "plain":
+                return self.f.rope(x, self.place, head_dim=d, theta=10000.0)
+            case _:  # pairs that turn backwards, slowly, or not at all
+                turns = tuple(float(np.float32((-0.5) ** i)) * (i % 3 > 0) for i in range(d // 2))
+                return self.f.rope(x, self.place, head_dim=d, frequencies=turns, magnitude=1.25)
 
 
 def attend(layer: Layer) -> Value:
@@ -130,13 +147,25 @@ def attend(layer: Layer) -> Value:
         other = h if layer.draw(st.integers(0, 3)) else layer.normed()
         k = layer.heads(layer.linear(other, sizes.kv_size))
         v = layer.linear(other, sizes.kv_size) if layer.draw(st.integers(0, 5)) else k
-        layer.kv = f.kv_write(k, v, layer.place, head_dim=sizes.head_dim)
+        kept = layer.draw(st.sampled_from((0, 0, 0, 1, 20, 260)))
+        layer.kv = f.kv_write(k, v, layer.place, head_dim=sizes.head_dim, window=kept)
     group = layer.draw(st.integers(1, max(1, min(8, 640 // sizes.kv_size))))
     q_size = group * sizes.kv_size
     is_direct = q_size == sizes.hidden and layer.flag()
     q = layer.heads(h if is_direct else layer.linear(h, q_size))
-    scale = sizes.head_dim**-0.5
-    out = f.attention(q, layer.kv, layer.place, head_dim=sizes.head_dim, scale=scale)
+    windows = (0, 0, 1, 7, 16, 33, 260)
+    if len(layer.kv.type.shape) > 2:
+        kept = layer.kv.type.width
+        windows = (kept, *(w for w in windows if 0 < w < kept))
+    out = f.attention(
+        q,
+        layer.kv,
+        layer.place,
+        head_dim=sizes.head_dim,
+        scale=sizes.head_dim**-0.5,
+        window=layer.draw(st.sampled_from(windows)),
+        softcap=layer.draw(st.sampled_from((0.0, 0.0, 1.5, 50.0))),
+    )
     return layer.sum(layer.pick(), layer.linear(out, sizes.hidden))
 
 
@@ -144,9 +173,12 @@ def gate(layer: Layer) -> Value:
     """A gated MLP, or something like one."""
     f, inner = layer.f, layer.sizes.inner
     h = layer.normed() if layer.draw(st.integers(0, 3)) else layer.pick()
-    match layer.choose(("silu", "silu", "silu", "swapped", "no silu", "twice", "two inputs")):
+    kinds = ("silu", "silu", "gelu", "gelu", "swapped", "no silu", "twice", "two inputs")
+    match layer.choose(kinds):
         case "silu":
             y = f.mul(f.silu(layer.linear(h, inner)), layer.linear(h, inner))
+        case "gelu":
+            y = f.mul(f.gelu(layer.linear(h, inner)), layer.linear(h, inner))
         case "swapped":
             y = f.mul(layer.linear(h, inner), f.silu(layer.linear(h, inner)))
         case "no silu":
@@ -160,6 +192,13 @@ def gate(layer: Layer) -> Value:
         case _:
             y = f.mul(f.silu(layer.linear(h, inner)), layer.linear(layer.normed(), inner))
     out = layer.linear(y, layer.sizes.hidden)
+    match layer.choose(("plain", "plain", "scaled", "capped", "normed")):
+        case "scaled":
+            out = f.scale(out, 0.25)
+        case "capped":
+            out = f.scale(f.softcap(out, 3.0), 2.0)
+        case "normed":
+            out = f.rmsnorm(out, f.weight("post_norm", layer.sizes.hidden), eps=1e-6)
     return layer.sum(layer.pick(), out) if layer.flag() else out
 
 
@@ -169,19 +208,50 @@ def linears(layer: Layer) -> Value:
     return layer.sum(layer.linear(h, hidden), layer.linear(h, hidden))
 
 
+def experts(layer: Layer) -> Value:
+    """A mixture of experts, gated or not."""
+    f, hidden, inner = layer.f, layer.sizes.hidden, layer.sizes.inner
+    count = layer.draw(st.integers(1, 9))
+    h, number = layer.normed(), next(layer.numbers)
+    routes = f.route(
+        layer.linear(h, count),
+        top_k=layer.draw(st.integers(1, min(count, 3))),
+        renormalize=layer.flag(),
+    )
+    groups = f.group(routes)
+    x = f.dispatch(h, groups)
+
+    def linear(name: str, x: Value, size: int) -> Value:
+        weight = f.weight(f"{name}{number}", count * size, int(x.type.shape[-1]))
+        return f.expert_linear(x, weight, groups)
+
+    y = f.silu(linear("expert_gate", x, inner))
+    if layer.draw(st.integers(0, 3)):
+        y = f.mul(y, linear("expert_up", x, inner))
+    return layer.sum(layer.pick(), f.combine(linear("expert_down", y, hidden), routes, groups))
+
+
 def elementwise(layer: Layer) -> Value:
-    match layer.choose(("add", "mul", "silu", "norm")):
+    match layer.choose(("add", "mul", "silu", "gelu", "scale", "softcap", "norm")):
         case "add":
             return layer.f.add(layer.pick(), layer.pick())
         case "mul":
             return layer.f.mul(layer.normed(), layer.pick())
         case "silu":
             return layer.f.silu(layer.pick())
+        case "gelu":
+            return layer.f.gelu(layer.pick())
+        case "scale":
+            return layer.f.scale(layer.pick(), -1.5)
+        case "softcap":
+            return layer.f.softcap(layer.pick(), 2.0)
         case _:
             return layer.normed()
 
 
-MOVES: tuple[Callable[[Layer], Value], ...] = (attend, gate, attend, gate, linears, elementwise)
+MOVES: tuple[Callable[[Layer], Value], ...] = (
+    *(attend, gate, experts, attend, gate, linears, elementwise),
+)
 
 
 def draw_layer(layer: Layer, *, is_llama: bool) -> Value:
@@ -234,9 +304,9 @@ def graphs(draw: st.DrawFn) -> Graph:
     x = f.embed(tokens, table)
     if not is_llama and not draw(st.integers(0, 3)):
         x = draw_layer(_layer(draw, f, sizes, x, place), is_llama=False)
-    x = f.repeat(
-        draw(st.integers(1, 3)),
-        lambda g, x, p: draw_layer(_layer(draw, g, sizes, x, p), is_llama=is_llama),
+    x = f.repeat_kinds(
+        draw(st.lists(st.sampled_from((0, 0, 1)), min_size=1, max_size=3)),
+        lambda g, kind, x, p: draw_layer(_layer(draw, g, sizes, x, p), is_llama=is_llama),
         x,
         place,
     )
@@ -247,6 +317,8 @@ def graphs(draw: st.DrawFn) -> Graph:
     head = table if is_tied else f.weight("lm_head", vocab_size, sizes.hidden)
     bias = f.weight("head_bias", vocab_size) if not is_tied and draw(st.booleans()) else None
     logits = f.linear(x, head, bias)
+    if not is_llama and draw(st.booleans()):
+        logits = f.softcap(f.scale(logits, 0.5), 4.0)
     # A value that is returned beside the logits must stay a value of its own.
     extra = [x] if not is_llama and draw(st.booleans()) else []
     return finish_graph("random", f, logits, f.sample(logits, sampling), *extra)

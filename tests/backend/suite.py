@@ -32,6 +32,7 @@ from tests.backend.traffic import (
     run_traffic,
     shuffled_tables,
     soil_cache,
+    window_tables,
 )
 from tokenmill.backends.base import CompiledModel, F32Array, StepLimits
 from tokenmill.backends.reference.model import ReferenceModel, sampling_rows
@@ -71,7 +72,7 @@ def run_check(check: Check, make_model: MakeModel, *, max_examples: int) -> None
 
 def check_logits(make_model: MakeModel, case: Case, rng: Rng) -> None:
     """Logits are the reference's, whatever lay in the cache before."""
-    limits = make_limits(case.vocab_size)
+    limits = make_limits(case.vocab_size, window=case.window)
     model = make_model(case, limits)
     soil_cache(model, rng)
     traffic = random_traffic(rng, limits, random_lengths(rng))
@@ -82,7 +83,7 @@ def check_logits(make_model: MakeModel, case: Case, rng: Rng) -> None:
 
 def check_sampling(make_model: MakeModel, case: Case, rng: Rng) -> None:
     """A sampled token follows from the model's own logits, parameters, seed and position."""
-    limits = make_limits(case.vocab_size)
+    limits = make_limits(case.vocab_size, window=case.window)
     model = make_model(case, limits)
     traffic = random_traffic(rng, limits, (9, 5, 17))
     chunks = [Chunk(sequence=i, start=0, length=n) for i, n in enumerate((9, 5, 17))]
@@ -102,7 +103,7 @@ def check_sampling(make_model: MakeModel, case: Case, rng: Rng) -> None:
 
 def check_slots(make_model: MakeModel, case: Case, rng: Rng) -> None:
     """A token that was sampled into a slot is the next step's input, without Python's help."""
-    limits = make_limits(case.vocab_size)
+    limits = make_limits(case.vocab_size, window=case.window)
     model = make_model(case, limits)
     traffic = random_traffic(rng, limits, (4, 7))
     prompts = [Chunk(sequence=0, start=0, length=3), Chunk(sequence=1, start=0, length=6)]
@@ -124,7 +125,7 @@ def check_slots(make_model: MakeModel, case: Case, rng: Rng) -> None:
 
 def check_forward_only(make_model: MakeModel, case: Case, rng: Rng) -> None:
     """A step of which nothing is wanted gives nothing, and fills the cache all the same."""
-    limits = make_limits(case.vocab_size)
+    limits = make_limits(case.vocab_size, window=case.window)
     model = make_model(case, limits)
     traffic = random_traffic(rng, limits, (20,))
     prompt, last = Chunk(sequence=0, start=0, length=19), Chunk(sequence=0, start=19, length=1)
@@ -143,7 +144,7 @@ CHECKS: tuple[Check, ...] = (check_logits, check_sampling, check_slots, check_fo
 
 def check_same_bits(make_model: MakeModel, case: Case, rng: Rng) -> None:
     """A sequence's logits do not change with its company, its chunks or its blocks."""
-    limits = make_limits(case.vocab_size)
+    limits = make_limits(case.vocab_size, window=case.window)
     lengths = random_lengths(rng)
     traffic = random_traffic(rng, limits, lengths)
     alone = replace(
@@ -152,6 +153,7 @@ def check_same_bits(make_model: MakeModel, case: Case, rng: Rng) -> None:
     other = replace(
         traffic,
         tables=shuffled_tables(rng, limits, lengths),
+        window_tables=window_tables(rng, limits, lengths),
         steps=random_steps(rng, lengths, limits.tokens),
     )
     model = make_model(case, limits)
@@ -243,7 +245,10 @@ def noise(rng: Rng, size: float) -> Iterator[None]:
         scale = np.float32(size) * np.sqrt(np.square(result).mean(axis=-1, keepdims=True))
         return result + scale * rng.standard_normal(result.shape, np.float32)
 
-    names = ("rmsnorm", "linear", "rope", "attention", "silu")
+    names = (
+        *("rmsnorm", "head_norm", "linear", "rope", "attention", "silu", "gelu", "softcap"),
+        *("expert_linear", "combine"),
+    )
     rows = {n: replace(OPS[n], reference=partial(noisy, OPS[n].reference)) for n in names}
     with patch.dict(OPS, rows):
         yield

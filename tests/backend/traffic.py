@@ -1,7 +1,7 @@
 """Random traffic: sequences of tokens, and the steps in which they are computed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,16 +32,25 @@ Steps = tuple[tuple[Chunk, ...], ...]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Traffic:
-    """Sequences of token ids, their block tables [sequences, B], and the steps."""
+    """Sequences of token ids, their block tables [sequences, B], and the steps.
+
+    Layers with a window have blocks of their own, if `window_tables` are given.
+    """
 
     sequences: tuple[I32Array, ...]
     tables: I32Array
     steps: Steps
+    window: int = 0
+    window_tables: I32Array | None = None
 
 
-def make_limits(vocab_size: int, *, tokens: int = 64, blocks: int = 24) -> StepLimits:
+def make_limits(
+    vocab_size: int, *, tokens: int = 64, blocks: int = 24, window: int = 0
+) -> StepLimits:
     """Room for four sequences; one of them may take all but a few blocks."""
     return StepLimits(
+        window=window,
+        window_blocks=blocks + 3 if window else 0,
         tokens=tokens,
         sequences=4,
         rows=tokens,
@@ -59,7 +68,16 @@ def random_traffic(rng: Rng, limits: StepLimits, lengths: Sequence[int]) -> Traf
         sequences=sequences,
         tables=shuffled_tables(rng, limits, lengths),
         steps=random_steps(rng, lengths, limits.tokens),
+        window=limits.window,
+        window_tables=window_tables(rng, limits, lengths),
     )
+
+
+def window_tables(rng: Rng, limits: StepLimits, lengths: Sequence[int]) -> I32Array | None:
+    """Tables in the pool of layers with a window, if there is one."""
+    if not limits.window_blocks:
+        return None
+    return shuffled_tables(rng, replace(limits, blocks=limits.window_blocks), lengths)
 
 
 def shuffled_tables(rng: Rng, limits: StepLimits, lengths: Sequence[int]) -> I32Array:
@@ -111,7 +129,19 @@ def make_step(
         rows=ends - 1 if are_last_rows else np.arange(ends[-1], dtype=np.int32),
         sampling=sampling,
         want_logits=True,
+        window_tables=_seen_tables(traffic, chunks),
     )
+
+
+def _seen_tables(traffic: Traffic, chunks: Sequence[Chunk]) -> I32Array | None:
+    """The tables of layers with a window; blocks that no token sees any more are another's."""
+    if traffic.window_tables is None:
+        return None
+    tables = traffic.window_tables[[c.sequence for c in chunks]].copy()
+    for table, chunk in zip(tables, chunks, strict=True):
+        first = max(0, chunk.start + 1 - traffic.window) // BLOCK_SIZE
+        table[:first] = traffic.window_tables[0, 0]
+    return tables
 
 
 def run_traffic(model: CompiledModel, traffic: Traffic) -> list[F32Array]:

@@ -19,15 +19,26 @@ USERS_HOME = home_dir()
 """Where models are sought, whatever folder a test keeps its caches in."""
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """The default model's file, kept where the user's own models are."""
+def fetched(name: str) -> Path:
+    """A model's file, kept where the user's own models are."""
     try:
-        return fetch("smollm2", home=USERS_HOME).path
+        return fetch(name, home=USERS_HOME).path
     except ModelNotFoundError as error:
         if is_offline() or "cannot be reached" in str(error):
-            pytest.skip(f"the default model is not on disk and cannot be fetched: {error}")
+            pytest.skip(f"{name} is not on disk and cannot be fetched: {error}")
         raise
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The default model."""
+    return fetched("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """A model with two kinds of layers."""
+    return fetched("gemma3-270m")
 
 
 @pytest.fixture(scope="session")

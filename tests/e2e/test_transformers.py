@@ -16,8 +16,8 @@ from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.reference.model import ReferenceModel
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph
-from tokenmill.models import llama, qwen2
-from tokenmill.models.config import ModelConfig
+from tokenmill.models.config import LayerKind, ModelConfig, Rope
+from tokenmill.models.registry import build_graph
 
 CANONICAL = {
     "model.embed_tokens": "embed",
@@ -59,18 +59,18 @@ def our_graph(architecture: str, shape: Shape) -> Graph:
         name="random",
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden,
-        num_layers=shape.layers,
+        layers=(LayerKind(rope=Rope(theta=shape.theta)),) * shape.layers,
         num_heads=shape.kv_heads * shape.group,
         num_kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
+        rotary_dim=shape.head_dim,
         intermediate_size=shape.inner,
         norm_eps=1e-5,
-        rope_theta=shape.theta,
         context_length=1024,
         is_tied=shape.is_tied,
-        has_attention_bias=False,
+        has_attention_bias=architecture == "qwen2",
     )
-    return {"llama": llama, "qwen2": qwen2}[architecture].build(config)
+    return build_graph(config)
 
 
 def our_weights(model: torch.nn.Module, is_tied: bool) -> dict[str, Weight]:

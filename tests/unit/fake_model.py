@@ -51,6 +51,7 @@ class FakeModel:
 
     def __post_init__(self) -> None:
         self._cache = np.full((self.limits.blocks, BLOCK_SIZE, 2), -1, np.int64)
+        self._windows = np.full((self.limits.window_blocks, BLOCK_SIZE, 2), -1, np.int64)
         self._slots = np.full(self.limits.slots, -1, np.int64)
         self._posted: StepInput | None = None
 
@@ -93,7 +94,9 @@ class FakeModel:
         assert step.sequences[0] == 0
         assert set(steps.tolist()) <= {0, 1}
         assert ((step.positions[1:] - step.positions[:-1])[steps == 0] == 1).all()
-        for array in (step.tokens, step.positions, step.sequences, step.block_tables, step.rows):
+        assert (step.window_tables is not None) == bool(limits.window_blocks)
+        tables = step.block_tables if step.window_tables is None else step.window_tables
+        for array in (step.tokens, step.positions, step.sequences, step.block_tables, tables):
             assert array.dtype == np.int32
             assert array.flags.c_contiguous
 
@@ -104,11 +107,24 @@ class FakeModel:
         in_slots = tokens < 0
         tokens[in_slots] = self._slots[-tokens[in_slots] - 1]
         assert ((tokens >= 0) & (tokens < self.limits.vocab_size)).all()
-        blocks = step.block_tables[step.sequences, step.positions // BLOCK_SIZE]
+        self._write(self._cache, step.block_tables, step, tokens)
+        if step.window_tables is not None:
+            for source, target in [] if step.window_copies is None else step.window_copies.tolist():
+                self._windows[target] = self._windows[source]
+            self._write(self._windows, step.window_tables, step, tokens)
+
+    def _write(
+        self,
+        cache: npt.NDArray[np.int64],
+        tables: npt.NDArray[np.int32],
+        step: StepInput,
+        tokens: npt.NDArray[np.int64],
+    ) -> None:
+        blocks = tables[step.sequences, step.positions // BLOCK_SIZE]
         places = blocks.astype(np.int64) * BLOCK_SIZE + step.positions % BLOCK_SIZE
         assert len(set(places.tolist())) == len(places), "two tokens are written to one place"
-        cache = self._cache.reshape(-1, 2)
-        cache[places, 0], cache[places, 1] = tokens, step.positions
+        flat = cache.reshape(-1, 2)
+        flat[places, 0], flat[places, 1] = tokens, step.positions
 
     def _sample(self, step: StepInput, row: int) -> int:
         assert step.sampling is not None
@@ -125,8 +141,13 @@ class FakeModel:
     def _seen(self, step: StepInput, row: int) -> npt.NDArray[np.int64]:
         """What the cache shows to a row: (token, position) [n, 2]."""
         index = step.rows[row]
-        table = step.block_tables[step.sequences[index]]
-        return self._cache[table].reshape(-1, 2)[: int(step.positions[index]) + 1]
+        sequence, length = step.sequences[index], int(step.positions[index]) + 1
+        seen = self._cache[step.block_tables[sequence]].reshape(-1, 2)[:length]
+        if step.window_tables is not None:
+            first = max(0, length - self.limits.window)
+            own = self._windows[step.window_tables[sequence]].reshape(-1, 2)[first:length]
+            assert np.array_equal(own, seen[first:]), "the window shows something else"
+        return seen
 
     def _logprobs(self, step: StepInput, tokens: npt.NDArray[np.int32]) -> Logprobs | None:
         if step.logprobs is None:

@@ -55,7 +55,7 @@ def test_the_life_is_told_from_the_model_to_assembly(capsys):
 def test_the_line_that_makes_the_value_is_marked(capsys):
     marked = re.findall(r"^ +\d+ > (.*)$", explained(capsys, "--op", "rope.1"), re.MULTILINE)
     assert [line.strip() for line in marked] == [
-        "k = f.rope(k, place, head_dim=head_dim, theta=config.rope_theta)"
+        "k = f.rope(k, place, head_dim=head_dim, **kind.rope.attrs)"
     ]
 
 

@@ -20,20 +20,21 @@ from model_files import (
 
 from tokenmill.errors import ModelFileError, TokenmillError, UnsupportedModelError
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.config import ModelConfig, config_from_gguf, config_from_hf
+from tokenmill.models.config import LayerKind, ModelConfig, Rope
+from tokenmill.models.read_config import config_from_gguf, config_from_hf
 
 TINY = ModelConfig(
     architecture="llama",
     name="tiny",
     vocab_size=VOCAB,
     hidden_size=HIDDEN,
-    num_layers=LAYERS,
+    layers=(LayerKind(rope=Rope(theta=10000.0)),) * LAYERS,
     num_heads=HEADS,
     num_kv_heads=KV_HEADS,
     head_dim=HEAD_DIM,
+    rotary_dim=HEAD_DIM,
     intermediate_size=INNER,
     norm_eps=1e-5,
-    rope_theta=10000.0,
     context_length=128,
     is_tied=False,
     has_attention_bias=False,
@@ -50,6 +51,13 @@ def from_hf(changes: dict[str, object], generation: dict[str, object] | None = N
 def from_gguf(changes: dict[str, object], architecture: str = "llama") -> ModelConfig:
     metadata = {"general.architecture": architecture} | gguf_metadata(architecture) | changes
     return config_from_gguf("m.gguf", metadata, SHAPES)
+
+
+def rope_of(config: ModelConfig) -> Rope:
+    """That of the first layer."""
+    rope = config.layers[0].rope
+    assert rope is not None
+    return rope
 
 
 def test_both_kinds_of_file_give_the_same_config(tmp_path: Path) -> None:
@@ -88,7 +96,7 @@ def test_every_token_that_ends_a_text_is_found() -> None:
 
 def test_defaults_of_the_architectures() -> None:
     config = from_hf({"num_key_value_heads": None, "rope_theta": None, "rms_norm_eps": None})
-    assert (config.num_kv_heads, config.rope_theta, config.norm_eps) == (HEADS, 10_000.0, 1e-6)
+    assert (config.num_kv_heads, rope_of(config).theta, config.norm_eps) == (HEADS, 1e4, 1e-6)
     wide = from_hf({"head_dim": 32})
     assert wide.head_dim == 32
 
@@ -99,22 +107,21 @@ def test_name_is_safe_to_show() -> None:
 
 def test_rope_theta_where_newer_configs_keep_it() -> None:
     rope = {"rope_theta": 5e5, "rope_type": "default"}
-    assert from_hf({"rope_theta": None, "rope_parameters": rope}).rope_theta == 5e5
+    assert rope_of(from_hf({"rope_theta": None, "rope_parameters": rope})).theta == 5e5
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "Mamba.*LlamaForCausalLM or Qwen2ForCausalLM"),
+        ({"architectures": ["MambaForCausalLM"]}, "Mamba.*LlamaForCausalLM or .*Qwen2ForCausalLM"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', supported is 'silu'"),
         ({"attention_bias": True}, "attention_bias is True, supported is False"),
         ({"mlp_bias": True}, "mlp_bias is True"),
-        ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"sliding_window": 4096}, "sliding_window is 4096"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'"),
-        ({"rope_scaling": {"type": "yarn"}}, "type is 'yarn', supported is 'default'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type is 'linear'"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_type is 'dynamic', supported is 'defau"),
+        ({"rope_scaling": {"type": "ntk"}}, "type is 'ntk', supported is .* or 'yarn'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7}}, "mscale is 0.7"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is"),
     ],
@@ -142,6 +149,8 @@ def test_unsupported_hf_option_is_named(changes: dict[str, object], message: str
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"rope_scaling": 2}, "rope_scaling is 2, expected an object"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0, expected a number above"),
         ({"vocab_size": 2**40}, "vocab_size is"),
         ({"eos_token_id": VOCAB}, f"eos_token_id is {VOCAB}, expected a token id below {VOCAB}"),
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
@@ -156,11 +165,11 @@ def test_absurd_hf_value_is_named(changes: dict[str, object], message: str) -> N
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"general.architecture": "mamba"}, UnsupportedModelError, "'mamba'.*llama or qwen2"),
+        ({"general.architecture": "mamba"}, UnsupportedModelError, "'mamba'.*llama or .*qwen2"),
         ({"general.architecture": None}, ModelFileError, "general.architecture is missing"),
         ({"general.architecture": 7}, ModelFileError, "expected a string"),
-        ({"llama.expert_count": 8}, UnsupportedModelError, "llama.expert_count is 8"),
-        ({"llama.rope.scaling.type": "yarn"}, UnsupportedModelError, "is 'yarn'"),
+        ({"llama.attention.clamp_kqv": 8}, UnsupportedModelError, "clamp_kqv is 8"),
+        ({"llama.rope.scaling.type": "ntk"}, UnsupportedModelError, "is 'ntk', supported is"),
         ({"llama.rope.dimension_count": 8}, UnsupportedModelError, "is 8, supported is 16"),
         ({"llama.attention.head_count": [4, 2]}, UnsupportedModelError, "one value for all"),
         ({"llama.attention.scale": 0.5}, UnsupportedModelError, "attention.scale is 0.5"),

@@ -42,6 +42,7 @@ def words(pre: str, text: str) -> list[str]:
         ("gpt-2", ["It", "'s", " 1234", "!!", "\n ", " x"]),
         ("smollm", ["It", "'s", " ", "1", "2", "3", "4", "!!", "\n ", " x"]),
         ("llama-bpe", ["It", "'s", " ", "123", "4", "!!\n", " ", " x"]),
+        ("dbrx", ["It", "'s", " ", "123", "4", "!!\n", " ", " x"]),
         ("qwen2", ["It", "'s", " ", "1", "2", "3", "4", "!!\n", " ", " x"]),
         ("default", ["It", "'", "s", " ", "123", "4", "!!", "\n ", " x"]),
     ],
@@ -163,7 +164,7 @@ class TestSentencePiece:
     [
         ({"model": "rwkv"}, "tokenizer model 'rwkv'"),
         ({"model": None}, "tokenizer model None"),
-        ({"pre": "tekken"}, "pre-tokenizer 'tekken' .* supported are default, .*smollm"),
+        ({"pre": "tekken"}, "pre-tokenizer 'tekken' .* supported are dbrx, default, .*smollm"),
     ],
 )
 def test_what_we_do_not_have_is_named(changes: dict[str, Any], message: str) -> None:

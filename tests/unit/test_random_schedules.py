@@ -13,7 +13,7 @@ from fake_model import FakeModel, expected_output, make_limits, seen_of, token_l
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmill.backends.base import StepInput, StepLimits
+from tokenmill.backends.base import StepInput, StepLimits, window_blocks_for
 from tokenmill.engine.draft_model import DraftModel
 from tokenmill.engine.outputs import Logprob
 from tokenmill.engine.sequence import Sequence, make_sequence
@@ -157,6 +157,7 @@ OPTIONS = st.fixed_dictionaries(
         "drafts": DRAFTERS,
         "draft_errs": st.booleans(),
         "num_drafts": st.integers(1, 7),
+        "window": st.sampled_from([0, 0, 1, 2, 16, 17, 40, 200]),
     }
 )
 
@@ -197,6 +198,7 @@ def check_schedule(
     drafts: str | dict[str, int] | None,
     draft_errs: bool,
     num_drafts: int,
+    window: int,
 ) -> None:
     limits = make_limits(
         tokens=tokens,
@@ -207,6 +209,8 @@ def check_schedule(
         blocks_per_sequence=blocks_per_sequence,
         vocab_size=VOCAB,
         logprobs=5,
+        window=window,
+        window_blocks=window and window_blocks_for(window, num_sequences=slots, step_tokens=tokens),
     )
     drafter = None if drafts is None else make_drafter(drafts, limits, draft_errs)
     # A clock that stands still: whether guessing pays is then a matter of right and wrong alone.
@@ -214,6 +218,8 @@ def check_schedule(
     loop = StepLoop(FakeModel(limits), has_prefix_cache=has_prefix_cache, speculator=speculator)
     run(loop, arrivals, limits, drafter)
     loop.scheduler.pool.check([])
+    if loop.scheduler.windows is not None:
+        loop.scheduler.windows.check([])
     for arrival in arrivals:
         for sequence in arrival.sequences:
             check_output(sequence)

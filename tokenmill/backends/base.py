@@ -77,7 +77,9 @@ class StepInput:
     """One forward step over tokens that lie sequence after sequence, positions ascending.
 
     A sequence's keys and values before its first position here are already in its blocks.
-    Position p of sequence s lies in block `block_tables[s, p // BLOCK_SIZE]`.
+    Position p of sequence s lies in block `block_tables[s, p // BLOCK_SIZE]`. Layers with a window
+    may have a pool of their own, of `limits.window_blocks`; in that, the blocks of positions that
+    no token of this step or a later one sees belong to others, whatever `window_tables` shows.
     """
 
     tokens: I32Array  # [T] token id, or -(slot + 1): the token last sampled into that slot
@@ -88,6 +90,8 @@ class StepInput:
     sampling: SampleInput | None  # None: forward only, nothing is sampled
     logprobs: LogprobInput | None = None
     copies: I32Array | None = None  # [C, 2] (from, to): blocks copied before the step
+    window_tables: I32Array | None = None  # [S, B] as block_tables, if limits.window_blocks
+    window_copies: I32Array | None = None  # [C, 2] as copies, in the pool of those layers
     want_logits: bool = False
 
 
@@ -121,7 +125,24 @@ class StepLimits:
     blocks_per_sequence: int
     slots: int
     vocab_size: int
+    window: int = 0  # positions that layers with a pool of their own see; 0: none has one
+    window_blocks: int = 0  # blocks in that pool
     logprobs: int = 20  # most likely tokens that a step can report for a row
+
+
+MAX_WINDOW_DRAFTS = BLOCK_SIZE
+"""Guesses that a sequence may have in one step, where layers with a window have their own pool."""
+
+
+def window_blocks_for(window: int, *, num_sequences: int, step_tokens: int) -> int:
+    """Blocks of that pool that are enough for so many sequences, whatever they do.
+
+    Each holds its window, which may start and end within a block, and guesses ahead of it. To that
+    come the chunks of the step in flight and of the one that is planned meanwhile.
+    """
+    per_sequence = -(-(window - 1) // BLOCK_SIZE) + 1 + MAX_WINDOW_DRAFTS // BLOCK_SIZE + 1
+    in_steps = 2 * (-(-step_tokens // BLOCK_SIZE) + num_sequences)
+    return num_sequences * per_sequence + in_steps
 
 
 class CompiledModel(Protocol):

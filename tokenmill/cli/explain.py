@@ -10,7 +10,7 @@ from tokenmill.backends.llvm.target import ROWS, pick_row
 from tokenmill.cli.arguments import add_model_argument
 from tokenmill.cli.life import Life
 from tokenmill.cli.listing import WIDTH, Style
-from tokenmill.cli.subject import Subject, find_value, load_subject, named_values
+from tokenmill.cli.subject import Subject, find_value, load_subject, named_values, subject_with
 from tokenmill.config import ACTIVATIONS
 
 
@@ -44,6 +44,7 @@ def explain(
     if is_list or op is None:
         print("\n".join(_list_lines(subject, style)))
         return
+    subject = subject_with(subject, op)
     cache = "f32" if activations == "f32" else "bf16"
     passes = passes_of(subject.formats, Numerics(activations=activations, cache=cache))
     life = Life(

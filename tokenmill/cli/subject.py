@@ -6,7 +6,7 @@ from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.ir.graph import Graph, Node
 from tokenmill.ir.ops import OPS
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.config import ModelConfig
+from tokenmill.models.config import Experts, LayerKind, ModelConfig, Rope
 from tokenmill.models.provenance import Origins, trace_build
 from tokenmill.models.sources import LocalSource, fetch, parse_source
 from tokenmill.models.weights import target_formats
@@ -18,18 +18,35 @@ _EXAMPLE = ModelConfig(
     name="a Llama of SmolLM2's size",
     vocab_size=49152,
     hidden_size=576,
-    num_layers=30,
+    layers=(LayerKind(rope=Rope(theta=100_000.0)),) * 30,
     num_heads=9,
     num_kv_heads=3,
     head_dim=64,
     intermediate_size=1536,
     norm_eps=1e-5,
-    rope_theta=100_000.0,
+    rotary_dim=64,
     context_length=8192,
     is_tied=True,
     has_attention_bias=False,
 )
 """What is explained while the model itself is not on disk."""
+
+_OTHERS = (
+    replace(
+        _EXAMPLE,
+        architecture="gemma2",
+        name="a small Gemma 2",
+        embedding_scale=24.0,
+        logits_softcap=30.0,
+    ),
+    replace(
+        _EXAMPLE,
+        architecture="qwen3moe",
+        name="a small Qwen3-MoE",
+        experts=Experts(count=16, per_token=2, size=192, is_renormalized=True),
+    ),
+)
+"""Between them they have the operations that a Llama lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +84,30 @@ def load_subject(model: str) -> Subject:
     except ModelNotFoundError:
         if isinstance(source, LocalSource):
             raise
-        graph, origins = trace_build(_EXAMPLE)
-        formats = {n: "q4" for n, kind in graph.weights().items() if kind.dtype == "w"}
         note = f"{model} is not on disk (`tokenmill pull {model}` fetches it): an example instead"
-        return Subject(config=_EXAMPLE, graph=graph, origins=origins, formats=formats, note=note)
+        return _example(_EXAMPLE, note)
     checkpoint = open_checkpoint(local.path)
     graph, origins = trace_build(checkpoint.config)
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
     formats = target_formats(checkpoint, shapes, "auto")
     return Subject(config=checkpoint.config, graph=graph, origins=origins, formats=formats, note="")
+
+
+def _example(config: ModelConfig, note: str) -> Subject:
+    graph, origins = trace_build(config)
+    formats = {n: "q4" for n, kind in graph.weights().items() if kind.dtype == "w"}
+    return Subject(config=config, graph=graph, origins=origins, formats=formats, note=note)
+
+
+def subject_with(subject: Subject, op: str) -> Subject:
+    """The same, or an example that has an operation which the model lacks."""
+    if op not in OPS or any(op in (v.name, v.node.op) for v in named_values(subject.graph)):
+        return subject
+    for config in _OTHERS:
+        example = _example(config, f"{subject.config.name} has no {op}: an example instead")
+        if any(v.node.op == op for v in named_values(example.graph)):
+            return example
+    return subject  # a pass may make it
 
 
 def named_values(graph: Graph) -> list[NamedValue]:

@@ -15,16 +15,24 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
-from tokenmill.backends.base import BLOCK_SIZE, Logprobs, StepLimits, StepOutput
+from tokenmill.backends.base import (
+    BLOCK_SIZE,
+    MAX_WINDOW_DRAFTS,
+    Logprobs,
+    StepLimits,
+    StepOutput,
+)
 from tokenmill.engine.logprobs import row_logprobs
 from tokenmill.engine.outputs import FinishReason
 from tokenmill.engine.sequence import NO_SLOT, Sequence
 from tokenmill.engine.stats import Counters
 from tokenmill.engine.step import Chunk, Step
 from tokenmill.kv.block_pool import BlockPool, blocks_for
+from tokenmill.kv.window_blocks import WindowBlocks, WindowTable
 
 _by_rank = attrgetter("rank")
 
@@ -38,6 +46,7 @@ class _Plan:
     num_draft_rows: int = 0
     lengths: dict[Sequence, int] = field(default_factory=dict)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    window_copies: list[tuple[int, int]] = field(default_factory=list)
     is_closed: bool = False  # nobody else is admitted
 
     def grant(self, sequence: Sequence, length: int) -> None:
@@ -46,11 +55,16 @@ class _Plan:
 
 
 class _Start(NamedTuple):
-    """Where a sequence begins: `shared` blocks hold what is computed, and a part of `copied`."""
+    """Where a sequence begins: `shared` blocks hold what is computed, and a part of `copied`.
+
+    The same of layers with a window: blocks that its next token does not see are GONE.
+    """
 
     shared: list[int]
     copied: int | None
     num_computed: int
+    window_shared: list[int]
+    window_copied: int | None
 
 
 class Scheduler:
@@ -67,10 +81,14 @@ class Scheduler:
 
     def __init__(self, limits: StepLimits, *, has_prefix_cache: bool = True) -> None:
         self.pool = BlockPool(limits.blocks)
+        self.windows = (
+            WindowBlocks(limits.window, limits.window_blocks) if limits.window_blocks else None
+        )
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.counters = Counters()
         self._has_prefix_cache = has_prefix_cache
+        self._max_drafts = limits.tokens if self.windows is None else MAX_WINDOW_DRAFTS
         self._max_step_tokens = limits.tokens
         self._max_step_rows = limits.rows
         self._num_slots = min(limits.slots, limits.sequences, limits.rows)
@@ -111,7 +129,8 @@ class Scheduler:
         if self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank):
             self._compute_prompts(plan, plan.num_tokens, _by_size)
         chunks = [self._take(plan, *granted) for granted in plan.lengths.items()]
-        step = Step([chunk for chunk in chunks if chunk.length], plan.copies)
+        chunks = [chunk for chunk in chunks if chunk.length]
+        step = Step(chunks, plan.copies, plan.window_copies)
         return step if step.chunks else None
 
     def commit(self, step: Step, output: StepOutput) -> list[Sequence]:
@@ -145,6 +164,8 @@ class Scheduler:
     def check(self) -> None:
         """Prove that blocks, slots and sequences agree. Raises AssertionError."""
         self.pool.check(sequence.blocks for sequence in self.running)
+        if self.windows is not None:
+            self.windows.check(sequence.windows for sequence in self.running)
         slots = [sequence.slot for sequence in self.running]
         assert sorted(slots + self._free_slots) == list(range(self._num_slots)), slots
         for queue in (self.running, self.waiting):
@@ -185,6 +206,7 @@ class Scheduler:
             plan.num_tokens - 1,
             plan.num_draft_rows,
             sequence.length_limit - 1 - num_known,
+            self._max_drafts,
             (len(sequence.blocks) + num_spare_blocks) * BLOCK_SIZE - num_known,
         )
         del sequence.drafts[max(0, room) :]
@@ -233,6 +255,8 @@ class Scheduler:
             num_scored=max(0, min(end, sequence.num_to_score) - scored_start),
             blocks=sequence.blocks,
         )
+        if self.windows is not None and end > start:
+            self.windows.extend(sequence.windows, end)
         plan.num_rows -= chunk.num_rows
         sequence.drafts = []
         sequence.num_computed = end
@@ -250,8 +274,12 @@ class Scheduler:
             sequence.prompt_logprobs.append(scores)
         if chunk.is_sampled:
             self._append(chunk, output.logprobs, tokens, row + chunk.num_scored)
-        if sequence.blocks is chunk.blocks and self._has_prefix_cache:
-            self._name_blocks(sequence, chunk.start + chunk.length)
+        if sequence.blocks is chunk.blocks:
+            end = chunk.start + chunk.length
+            if self._has_prefix_cache:
+                self._name_blocks(sequence, end)
+            if self.windows is not None:
+                self.windows.trim(sequence.windows, end - len(chunk.drafts))
 
     def _append(self, chunk: Chunk, logprobs: Logprobs | None, tokens: list[int], row: int) -> None:
         """Append what was sampled as long as it is what had been guessed, and one token more."""
@@ -282,6 +310,8 @@ class Scheduler:
         names = sequence.names()
         for index in range(sequence.num_named, num_full):
             self.pool.name(sequence.blocks[index], names[index])
+            if self.windows is not None:
+                self.windows.name(sequence.windows, index, names[index])
             self._expected.pop(names[index], None)
         sequence.num_named = num_full
 
@@ -332,12 +362,29 @@ class Scheduler:
             num_computed = min(num_computed, sequence.num_scored)
         # The last token is computed in any case: its logits are wanted.
         num_computed = min(num_computed, len(sequence.tokens) - 1)
+        windows: list[int] = []
+        if self.windows is not None and num_computed:
+            find = partial(self._find_window, sequence)
+            num_computed, windows = self.windows.longest_start(num_computed, find)
         num_shared, num_copied = divmod(num_computed, BLOCK_SIZE)
         return _Start(
             shared=blocks[:num_shared],
             copied=blocks[num_shared] if num_copied else None,
             num_computed=num_computed,
+            window_shared=windows[:num_shared],
+            window_copied=windows[num_shared] if num_copied and windows else None,
         )
+
+    def _find_window(self, sequence: Sequence, index: int) -> int | None:
+        """The block of layers with a window that holds what `sequence` has at an index."""
+        assert self.windows is not None
+        names = sequence.names()
+        found = self.windows.pool.find(names[index : index + 1])
+        parent = sequence.parent
+        if parent is not None and parent.slot != NO_SLOT and not sequence.num_output:
+            table = parent.windows
+            found = table.blocks[index : index + 1] if index >= table.num_gone else found
+        return found[0] if found else None
 
     def _fits(self, sequence: Sequence, start: _Start) -> bool:
         """Is there a slot, and a place for all that the sequence knows?
@@ -371,8 +418,21 @@ class Scheduler:
         target = sequence.blocks[len(start.shared)]
         if start.copied is not None and start.copied != target:
             plan.copies.append((start.copied, target))
+        self._admit_windows(sequence, start, plan)
         self._note_admission(sequence)
         return True
+
+    def _admit_windows(self, sequence: Sequence, start: _Start, plan: _Plan) -> None:
+        """The same for layers with a window, whose pool is large enough for all who run."""
+        if self.windows is None:
+            return
+        sequence.windows = self.windows.adopt(start.window_shared)
+        if start.window_copied is not None:
+            self.windows.pool.touch(start.window_copied)
+            self.windows.extend(sequence.windows, start.num_computed)
+            target = sequence.windows.blocks[-1]
+            if start.window_copied != target:
+                plan.window_copies.append((start.window_copied, target))
 
     def _note_admission(self, sequence: Sequence) -> None:
         if self._has_prefix_cache:
@@ -408,6 +468,9 @@ class Scheduler:
             if self._expected.get(name) is sequence:
                 del self._expected[name]
         self.pool.free(reversed(sequence.blocks))
+        if self.windows is not None:
+            self.windows.release(sequence.windows)
+            sequence.windows = WindowTable()
         self._free_slots.append(sequence.slot)
         sequence.blocks, sequence.slot, sequence.num_computed = [], NO_SLOT, 0
         sequence.drafts, sequence.num_named = [], 0

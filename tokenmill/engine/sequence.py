@@ -7,6 +7,7 @@ from tokenmill.backends.base import BLOCK_SIZE, StepLimits
 from tokenmill.engine.outputs import FinishReason, TokenLogprobs
 from tokenmill.errors import CapacityError, UsageError
 from tokenmill.kv.block_hash import extend_names, root_name
+from tokenmill.kv.window_blocks import WindowTable
 from tokenmill.sampling.logit_rules import NO_RULES, LogitRules, make_rules
 from tokenmill.sampling.pace import Pace
 from tokenmill.sampling.params import SamplingParams
@@ -39,6 +40,7 @@ class Sequence:
     arrival: int = -1  # the scheduler counts
     slot: int = NO_SLOT  # native slot, while it runs
     blocks: list[int] = field(default_factory=list)  # block table, while it runs
+    windows: WindowTable = field(default_factory=WindowTable)  # of layers with a window
     block_names: list[bytes] = field(default_factory=list)  # of the full blocks
     num_named: int = 0  # blocks that the pool knows by their names
     num_computed: int = 0  # positions whose keys and values some planned step writes

@@ -1,6 +1,6 @@
 """The plan of one step, as the scheduler hands it to whoever builds and commits it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -39,11 +39,12 @@ class Chunk(NamedTuple):
 class Step:
     """The chunks of one step, in the order in which their tokens lie, and block copies before it.
 
-    Copies are pairs (from, to), done one after another.
+    Copies are pairs (from, to), done one after another; those of layers with a window are apart.
     """
 
     chunks: list[Chunk]
     copies: list[tuple[int, int]]
+    window_copies: list[tuple[int, int]] = field(default_factory=list)
 
     @cached_property
     def num_tokens(self) -> int:

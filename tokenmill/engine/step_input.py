@@ -40,6 +40,7 @@ class StepBuilder:
         self._tables: list[list[int] | None] = [None] * slots  # whose blocks a slot's row shows
         self._num_shown = [0] * slots
         self._block_tables = np.zeros((slots, limits.blocks_per_sequence), np.int32)
+        self._window_tables = np.zeros_like(self._block_tables) if limits.window_blocks else None
         self._temperature = np.zeros(slots, np.float32)
         self._top_k = np.zeros(slots, np.int32)
         self._top_p = np.zeros(slots, np.float32)
@@ -69,7 +70,9 @@ class StepBuilder:
             rows=np.array([row.token for row in rows], np.int32),
             sampling=self._sampling(rows) if rows else None,
             logprobs=_logprobs(rows),
-            copies=np.array(step.copies, np.int32) if step.copies else None,
+            copies=_copies(step.copies),
+            window_tables=None if self._window_tables is None else self._window_tables[slots],
+            window_copies=_copies(step.window_copies),
         )
 
     def _show_blocks(self, sequence: Sequence) -> None:
@@ -81,6 +84,10 @@ class StepBuilder:
         if first < len(blocks):
             self._block_tables[slot, first : len(blocks)] = blocks[first:]
             self._num_shown[slot] = len(blocks)
+        if self._window_tables is not None:
+            # What is gone shows as block 0, which is never read there.
+            shown = sequence.windows.blocks
+            self._window_tables[slot, : len(shown)] = np.maximum(shown, 0)
 
     def _admit(self, sequence: Sequence) -> None:
         slot, params = sequence.slot, sequence.params
@@ -119,6 +126,10 @@ class StepBuilder:
             biases=_biases(rows),
             masks=_masks(rows),
         )
+
+
+def _copies(copies: list[tuple[int, int]]) -> I32Array | None:
+    return np.array(copies, np.int32) if copies else None
 
 
 def _rows(chunks: list[Chunk]) -> Iterator[_Row]:

@@ -1,9 +1,12 @@
 """Builds graphs: one method an operation, so that a model file reads like its paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
-from tokenmill.ir.graph import Attr, Function, Graph, Names, Node, Type, Value
+from tokenmill.ir.graph import Attr, Attrs, Function, Graph, Names, Node, Type, Value
 from tokenmill.ir.ops import infer
+
+Kind = TypeVar("Kind", bound=Hashable)
 
 
 class FunctionBuilder:
@@ -30,10 +33,16 @@ class FunctionBuilder:
         return value
 
     def emit(self, op: str, *operands: Value, name: str = "", **attrs: Attr) -> Value:
+        return self.node(op, operands, attrs, name or op)
+
+    def node(
+        self, op: str, operands: Sequence[Value], attrs: Mapping[str, Attr], name: str
+    ) -> Value:
+        """Append a node, and infer its type."""
         names = tuple(o.name for o in operands)
         draft = Node(op, names, (), tuple(attrs.items()))
         kind = infer(draft, [o.type for o in operands])
-        value = Value(self._names.fresh(f"%{name or op}"), kind)
+        value = Value(self._names.fresh(f"%{name}"), kind)
         self._nodes.append(Node(op, names, (value,), draft.attrs))
         return value
 
@@ -47,17 +56,66 @@ class FunctionBuilder:
         operands = (x, weight) if bias is None else (x, weight, bias)
         return self.emit("linear", *operands, name=weight.name[1:])
 
-    def rope(self, x: Value, place: Value, *, head_dim: int, theta: float) -> Value:
-        return self.emit("rope", x, place, head_dim=head_dim, theta=theta)
+    def head_norm(self, x: Value, weight: Value, *, head_dim: int, eps: float) -> Value:
+        return self.emit("head_norm", x, weight, head_dim=head_dim, eps=eps)
 
-    def kv_write(self, k: Value, v: Value, place: Value, *, head_dim: int) -> Value:
-        return self.emit("kv_write", k, v, place, name="kv", head_dim=head_dim, to="f32")
+    def rope(self, x: Value, place: Value, *, head_dim: int, **angles: Attr) -> Value:
+        """`angles`: theta, or frequencies; and perhaps a magnitude."""
+        return self.node("rope", (x, place), {"head_dim": head_dim, **angles}, "rope")
 
-    def attention(self, q: Value, kv: Value, place: Value, *, head_dim: int, scale: float) -> Value:
-        return self.emit("attention", q, kv, place, head_dim=head_dim, scale=scale)
+    def kv_write(
+        self, k: Value, v: Value, place: Value, *, head_dim: int, window: int = 0
+    ) -> Value:
+        """A `window` of 0 is none: all positions are kept."""
+        attrs: dict[str, Attr] = {"head_dim": head_dim, "to": "f32"}
+        attrs |= {"window": window} if window else {}
+        return self.node("kv_write", (k, v, place), attrs, "kv")
+
+    def attention(
+        self,
+        q: Value,
+        kv: Value,
+        place: Value,
+        *,
+        head_dim: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> Value:
+        """A `window` or `softcap` of 0 is none."""
+        attrs: dict[str, Attr] = {"head_dim": head_dim, "scale": scale}
+        attrs |= {"window": window} if window else {}
+        attrs |= {"softcap": softcap} if softcap else {}
+        return self.node("attention", (q, kv, place), attrs, "attention")
 
     def silu(self, x: Value) -> Value:
         return self.emit("silu", x)
+
+    def gelu(self, x: Value) -> Value:
+        return self.emit("gelu", x)
+
+    def scale(self, x: Value, by: float) -> Value:
+        """x * by; x itself where that is 1."""
+        return x if by == 1 else self.emit("scale", x, by=by)
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """cap * tanh(x / cap); x itself where the cap is 0."""
+        return self.emit("softcap", x, cap=cap) if cap else x
+
+    def route(self, logits: Value, *, top_k: int, renormalize: bool) -> Value:
+        return self.emit("route", logits, name="routes", top_k=top_k, renormalize=renormalize)
+
+    def group(self, routes: Value) -> Value:
+        return self.emit("group", routes, name="groups")
+
+    def dispatch(self, x: Value, groups: Value) -> Value:
+        return self.emit("dispatch", x, groups)
+
+    def expert_linear(self, x: Value, weight: Value, groups: Value) -> Value:
+        return self.emit("expert_linear", x, weight, groups, name=weight.name[1:])
+
+    def combine(self, y: Value, routes: Value, groups: Value) -> Value:
+        return self.emit("combine", y, routes, groups)
 
     def add(self, a: Value, b: Value) -> Value:
         return self.emit("add", a, b)
@@ -75,11 +133,30 @@ class FunctionBuilder:
         self, count: int, body: "Callable[[FunctionBuilder, Value, Value], Value]", *operands: Value
     ) -> Value:
         """Run `body` `count` times on (x, place), each time with the next layer's weights."""
-        inner = FunctionBuilder("layer")
-        x, place = (inner.param(o.name[1:], o.type.dtype, *o.type.shape) for o in operands)
-        self.functions.append(inner.finish(body(inner, x, place)))
+        return self.repeat_kinds(
+            [None] * count, lambda f, _, x, place: body(f, x, place), *operands
+        )
+
+    def repeat_kinds(
+        self,
+        kinds: Sequence[Kind],
+        body: "Callable[[FunctionBuilder, Kind, Value, Value], Value]",
+        *operands: Value,
+    ) -> Value:
+        """Run a layer for each of `kinds`; layers of one kind share their body."""
+        distinct = list(dict.fromkeys(kinds))
+        names = Names()
+        bodies = tuple(names.fresh("layer") for _ in distinct)
+        for name, kind in zip(bodies, distinct, strict=True):
+            inner = FunctionBuilder(name)
+            x, place = (inner.param(o.name[1:], o.type.dtype, *o.type.shape) for o in operands)
+            self.functions.append(inner.finish(body(inner, kind, x, place)))
         value = Value(self._names.fresh("%layers"), operands[0].type)
-        attrs = (("prefix", "layers"), ("bodies", ("layer",)), ("order", (0,) * count))
+        attrs: Attrs = (
+            ("prefix", "layers"),
+            ("bodies", bodies),
+            ("order", tuple(map(distinct.index, kinds))),
+        )
         self._nodes.append(Node("repeat", tuple(o.name for o in operands), (value,), attrs))
         return value
 

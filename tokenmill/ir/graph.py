@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 Dim = int | str
-Attr = int | float | str | bool | tuple[int, ...] | tuple[str, ...]
+Attr = int | float | str | bool | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Attrs = tuple[tuple[str, Attr], ...]
 
 _TYPE = re.compile(r"(\w+)(?:\[(\w+(?:,\w+)*)\])?", re.ASCII)
@@ -27,8 +27,11 @@ class Type:
     """An element type and a shape.
 
     Element types: `f32 bf16 i32`; `int8`, activations in groups with a scale each; the weight
-    formats of `formats.py`, and `w`, a weight whose format is not chosen yet; and three handles:
-    `place` (where each token stands), `sampling` (how each row is sampled), `kv` (a layer's cache).
+    formats of `formats.py`, and `w`, a weight whose format is not chosen yet; and handles:
+    `place` (where each token stands), `sampling` (how each row is sampled), `kv[G,D]` (a layer's
+    cache of G heads) and `kv[G,D,W]` (one of which only the last W positions are read again),
+    `routes[T,K,E]` (K of E experts for each token, and their weights), `groups[T,K,E]` (where each
+    of the T * K pairs of token and expert stands among the others of its expert).
     """
 
     dtype: str
@@ -36,6 +39,16 @@ class Type:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]" if self.shape else self.dtype
+
+    @property
+    def width(self) -> int:
+        """The last size: that of a row."""
+        return int(self.shape[-1])
+
+    @property
+    def rows(self) -> tuple[Dim, ...]:
+        """The sizes before the last."""
+        return self.shape[:-1]
 
     @staticmethod
     def parse(text: str) -> "Type":

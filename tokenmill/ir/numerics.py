@@ -2,10 +2,11 @@
 
 Plain and slow. Sums follow `order.py`; results are float32 unless an operation rounds them.
 Shape suffixes: T tokens, R rows, S sequences, K inputs, N outputs, H query heads, G key heads,
-D dimensions a head, P positions.
+D dimensions a head, P positions, E experts, C experts that a token chooses.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -22,12 +23,21 @@ SMALLEST_GROUP = 1e-36
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where each token stands: its position, its sequence, and that sequence's blocks."""
+    """Where each token stands: its position, its sequence, and that sequence's blocks.
+
+    Caches of layers with a window may have blocks of their own.
+    """
 
     positions_T: IntArray
     sequences_T: IntArray
     blocks_SB: IntArray
     block_size: int
+    window_blocks_SB: IntArray | None = None
+
+    def table(self, *, is_windowed: bool) -> IntArray:
+        """The blocks [S, B] of one kind of cache."""
+        own = self.window_blocks_SB if is_windowed else None
+        return self.blocks_SB if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +46,12 @@ class Cache:
 
     keys: F32Array
     values: F32Array
+    is_windowed: bool = False
 
     def read(self, place: Place, sequence: int, length: int) -> tuple[F32Array, F32Array]:
         """The first `length` positions of a sequence: two [P, G, D]."""
-        blocks = place.blocks_SB[sequence, : -(-length // place.block_size)]
+        table = place.table(is_windowed=self.is_windowed)
+        blocks = table[sequence, : -(-length // place.block_size)]
         heads = self.keys.shape[2:]
         keys = self.keys[blocks].reshape(-1, *heads)[:length]
         return keys, self.values[blocks].reshape(-1, *heads)[:length]
@@ -55,6 +67,12 @@ def rmsnorm(x_TK: F32Array, weight: Weight, *, eps: float) -> F32Array:
     scale_T = np.float32(1.0) / np.sqrt(mean_T + np.float32(eps))
     out_TK: F32Array = x_TK * scale_T[:, None] * weight.dequantize()[0]
     return out_TK
+
+
+def head_norm(x_TN: F32Array, weight: Weight, *, head_dim: int, eps: float) -> F32Array:
+    """rmsnorm of each head alone; all heads share the weights [D]."""
+    x_MD = x_TN.reshape(-1, head_dim)
+    return rmsnorm(x_MD, weight, eps=eps).reshape(x_TN.shape)
 
 
 def round_to(x: F32Array, *, to: str) -> F32Array:
@@ -87,8 +105,8 @@ def linear(x_TK: F32Array, weight: Weight, bias: Weight | None = None) -> F32Arr
     return out_TN if bias is None else out_TN + bias.dequantize()[0]
 
 
-def rope_angles(positions: npt.NDArray[np.integer], head_dim: int, theta: float) -> F32Array:
-    """[positions, head_dim / 2] angles in float32, as the models were trained with.
+def rope_frequencies(head_dim: int, theta: float) -> F32Array:
+    """[head_dim / 2] radians a position, in float32, as the models were trained with.
 
     Powers are rounded once, as torch's are: those that NumPy computes in float32 are off by a
     last bit here and there, an error that grows with the position.
@@ -96,13 +114,51 @@ def rope_angles(positions: npt.NDArray[np.integer], head_dim: int, theta: float)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(theta, exponents, dtype=np.float64).astype(np.float32)
     frequencies: F32Array = np.float32(1) / powers
-    return positions.astype(np.float32)[:, None] * frequencies
+    return frequencies
 
 
-def rope(x_TN: F32Array, place: Place, *, head_dim: int, theta: float) -> F32Array:
+@dataclass(frozen=True, kw_only=True)
+class Angles:
+    """How fast each pair of a head turns, in radians a position, and how much it grows.
+
+    A pair of frequency 0 stays as it is.
+    """
+
+    frequencies: tuple[float, ...]
+    magnitude: float = 1.0
+
+    @staticmethod
+    def of(
+        head_dim: int,
+        theta: float | None = None,
+        frequencies: tuple[float, ...] = (),
+        magnitude: float = 1.0,
+    ) -> "Angles":
+        """Those of a `rope` operation, from its attributes."""
+        if theta is not None:
+            frequencies = tuple(map(float, rope_frequencies(head_dim, theta)))
+        return Angles(frequencies=frequencies, magnitude=magnitude)
+
+    def turns(self, positions: npt.NDArray[np.integer]) -> tuple[F32Array, F32Array]:
+        """Cosines and sines, [positions, head_dim / 2] each."""
+        frequencies = np.array(self.frequencies, np.float32)
+        angles = positions.astype(np.float32)[:, None] * frequencies
+        size = np.where(frequencies != 0, np.float32(self.magnitude), np.float32(1))
+        return np.cos(angles) * size, np.sin(angles) * size
+
+
+def rope(
+    x_TN: F32Array,
+    place: Place,
+    *,
+    head_dim: int,
+    theta: float | None = None,
+    frequencies: tuple[float, ...] = (),
+    magnitude: float = 1.0,
+) -> F32Array:
     """Rotary embedding over halves: (d, d + D/2) turn together (Su et al. 2021)."""
-    angles = rope_angles(place.positions_T, head_dim, theta)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    turns = Angles.of(head_dim, theta, frequencies, magnitude).turns(place.positions_T)
+    cos, sin = (turn[:, None] for turn in turns)
     x_THD = x_TN.reshape(x_TN.shape[0], -1, head_dim)
     low, high = np.split(x_THD, 2, axis=2)
     turned = np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=2)
@@ -110,11 +166,22 @@ def rope(x_TN: F32Array, place: Place, *, head_dim: int, theta: float) -> F32Arr
 
 
 def kv_write(
-    k_TN: F32Array, v_TN: F32Array, place: Place, cache: Cache, *, head_dim: int, to: str
+    k_TN: F32Array,
+    v_TN: F32Array,
+    place: Place,
+    cache: Cache,
+    *,
+    head_dim: int,
+    to: str,
+    window: int = 0,
 ) -> Cache:
-    """Store keys and values at each token's place, rounded to the cache's type."""
+    """Store keys and values at each token's place, rounded to the cache's type.
+
+    With a `window`, what lies before it will not be read again.
+    """
+    assert cache.is_windowed == bool(window)
     block_T, offset_T = np.divmod(place.positions_T, place.block_size)
-    block_T = place.blocks_SB[place.sequences_T, block_T]
+    block_T = place.table(is_windowed=cache.is_windowed)[place.sequences_T, block_T]
     shape = (len(k_TN), -1, head_dim)
     keys, values = k_TN.reshape(shape), v_TN.reshape(shape)
     cache.keys[block_T, offset_T] = round_heads(keys, to=to, is_turned=True)
@@ -132,29 +199,47 @@ def round_heads(x_TGD: F32Array, *, to: str, is_turned: bool) -> F32Array:
 
 
 def attention(
-    q_TN: F32Array, cache: Cache, place: Place, *, head_dim: int, scale: float
+    q_TN: F32Array,
+    cache: Cache,
+    place: Place,
+    *,
+    head_dim: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> F32Array:
-    """Causal attention of each token over its sequence's cache, heads grouped."""
+    """Causal attention of each token over its sequence's cache, heads grouped.
+
+    With a `window`, a token sees so many positions, its own the last; with a `softcap`, scores
+    are bent to stay within it.
+    """
     out_TN = np.empty_like(q_TN)
     for t, position in enumerate(place.positions_T):
         keys, values = cache.read(place, int(place.sequences_T[t]), int(position) + 1)
         q_GHD = q_TN[t].reshape(keys.shape[1], -1, head_dim)
-        out_TN[t] = _attend(q_GHD, keys, values, scale).reshape(-1)
+        first = max(0, len(keys) - window) if window else 0
+        out_TN[t] = _attend(q_GHD, keys, values, first, scale, softcap).reshape(-1)
     return out_TN
 
 
-def _attend(q_GHD: F32Array, k_PGD: F32Array, v_PGD: F32Array, scale: float) -> F32Array:
+def _attend(
+    q_GHD: F32Array, k_PGD: F32Array, v_PGD: F32Array, first: int, scale: float, softcap: float
+) -> F32Array:
     """One token, chunk after chunk, by the online softmax (Milakov and Gimelshein 2018)."""
     top = np.full(q_GHD.shape[:2], -np.inf, np.float32)
     total, out = np.zeros_like(top), np.zeros_like(q_GHD)
-    for start in range(0, len(k_PGD), KV_CHUNK):
-        keys, values = k_PGD[start : start + KV_CHUNK], v_PGD[start : start + KV_CHUNK]
+    for start in range(first - first % KV_CHUNK, len(k_PGD), KV_CHUNK):
+        begin = max(start, first)
+        keys, values = k_PGD[begin : start + KV_CHUNK], v_PGD[begin : start + KV_CHUNK]
         scores = np.einsum("ghd,pgd->ghp", q_GHD, keys) * np.float32(scale)
+        if softcap:
+            scores = bent(scores, cap=softcap)
         chunk_top = scores.max(axis=2)
         weights = np.exp(scores - chunk_top[:, :, None])
         new_top = np.maximum(top, chunk_top)
         old, new = np.exp(top - new_top), np.exp(chunk_top - new_top)
-        total = total * old + lane_sum(weights) * new
+        lanes = np.pad(weights, ((0, 0), (0, 0), (begin - start, 0)))
+        total = total * old + lane_sum(lanes) * new
         chunk_out = np.einsum("ghp,pgd->ghd", weights, values)
         out = out * old[:, :, None] + chunk_out * new[:, :, None]
         top = new_top
@@ -166,6 +251,93 @@ def silu(x: F32Array) -> F32Array:
     with np.errstate(over="ignore"):
         out: F32Array = np.divide(x, np.float32(1) + np.exp(-x))
     return out
+
+
+def gelu(x: F32Array) -> F32Array:
+    """x * Phi(x), by tanh (Hendrycks and Gimpel 2016): 0.5 (1 + tanh u) is sigmoid(2u)."""
+    u = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+    with np.errstate(over="ignore"):
+        out: F32Array = np.divide(x, np.float32(1) + np.exp(np.float32(-2) * u))
+    return out
+
+
+def scale(x: F32Array, *, by: float) -> F32Array:
+    return x * np.float32(by)
+
+
+def bent(x: F32Array, *, cap: float) -> F32Array:
+    """cap * tanh(x / cap): nearly x where that is small, never beyond cap."""
+    out: F32Array = np.tanh(x / np.float32(cap)) * np.float32(cap)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routes:
+    """The experts of each token, the one of most weight first."""
+
+    num_experts: int
+    experts_TC: IntArray
+    weights_TC: F32Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Pairs of token and expert, ordered by expert and then by token."""
+
+    starts: IntArray  # [E + 1]: expert e has the rows [starts[e], starts[e + 1])
+    places_TC: IntArray  # the row of each pair
+
+    def tokens(self) -> IntArray:
+        """[T * C] the token of each row."""
+        tokens = np.empty(self.places_TC.size, np.int32)
+        tokens[self.places_TC] = np.arange(len(self.places_TC), dtype=np.int32)[:, None]
+        return tokens
+
+
+def route(logits_TE: F32Array, *, top_k: int, renormalize: bool) -> Routes:
+    """The `top_k` most likely experts by softmax; of two alike, the lower number."""
+    exps_TE = np.exp(logits_TE - logits_TE.max(axis=1, keepdims=True))
+    chances_TE = exps_TE / lane_sum(exps_TE)[:, None]
+    experts_TC = np.argsort(-chances_TE, axis=1, kind="stable")[:, :top_k].astype(np.int32)
+    weights_TC = np.take_along_axis(chances_TE, experts_TC, axis=1)
+    if renormalize:
+        weights_TC = weights_TC / np.cumsum(weights_TC, axis=1, dtype=np.float32)[:, -1:]
+    return Routes(num_experts=logits_TE.shape[1], experts_TC=experts_TC, weights_TC=weights_TC)
+
+
+def group(routes: Routes) -> Groups:
+    chosen = routes.experts_TC.reshape(-1)
+    places = np.empty(len(chosen), np.int32)
+    places[np.argsort(chosen, kind="stable")] = np.arange(len(chosen), dtype=np.int32)
+    counts = np.bincount(chosen, minlength=routes.num_experts)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return Groups(starts=starts, places_TC=places.reshape(routes.experts_TC.shape))
+
+
+def dispatch(x_TK: F32Array, groups: Groups) -> F32Array:
+    """[T, C, K]: each expert's rows together."""
+    return x_TK[groups.tokens()].reshape(*groups.places_TC.shape, -1)
+
+
+def expert_linear(x_TCK: F32Array, weight: Weight, groups: Groups) -> F32Array:
+    """Each expert's rows by its own share of the weight [E * N, K]."""
+    rows = x_TCK.reshape(-1, x_TCK.shape[-1])
+    n = weight.shape[0] // (len(groups.starts) - 1)
+    out = np.empty((len(rows), n), np.float32)
+    for expert, (start, stop) in enumerate(pairwise(groups.starts.tolist())):
+        if start < stop:
+            own = weight.take_rows(np.arange(expert * n, (expert + 1) * n))
+            out[start:stop] = linear(rows[start:stop], own)
+    return out.reshape(*x_TCK.shape[:-1], n)
+
+
+def combine(y_TCN: F32Array, routes: Routes, groups: Groups) -> F32Array:
+    """The weighted sum of what a token's experts made, the one of most weight first."""
+    rows = y_TCN.reshape(-1, y_TCN.shape[-1])
+    out_TN = np.zeros((len(y_TCN), y_TCN.shape[-1]), np.float32)
+    for places_T, weights_T in zip(groups.places_TC.T, routes.weights_TC.T, strict=True):
+        out_TN += weights_T[:, None] * rows[places_T]
+    return out_TN
 
 
 def add(a: F32Array, b: F32Array) -> F32Array:

@@ -32,9 +32,9 @@ class TypeMismatchError(ValueError):
 class Op:
     """One row of the table.
 
-    `operands` name what it takes (a trailing ? marks an optional one); `infer` gives the result
-    types or raises TypeMismatchError; `flops` counts additions and multiplications. `reference`
-    takes the operands, for `kv_write` the cache too, and the attributes by name.
+    `operands` and `attrs` name what it takes (a trailing ? marks an optional one); `infer` gives
+    the result types or raises TypeMismatchError; `flops` counts additions and multiplications.
+    `reference` takes the operands, for `kv_write` the cache too, and the attributes by name.
     """
 
     name: str
@@ -83,6 +83,14 @@ def _infer_rmsnorm(types: Sequence[Type], node: Node) -> Type:
     return x
 
 
+def _infer_head_norm(types: Sequence[Type], node: Node) -> Type:
+    x, weight = types
+    _require(x.dtype == "f32", f"x must be f32, is {x}")
+    _heads(x, node)
+    _vector(weight, "the weight", node.integer("head_dim"))
+    return x
+
+
 def _infer_round(types: Sequence[Type], node: Node) -> Type:
     _require(types[0].dtype == "f32", f"x must be f32, is {types[0]}")
     _require(node.string("to") in ACTIVATIONS, f"cannot round to {node.attr('to')}")
@@ -107,6 +115,13 @@ def _infer_rope(types: Sequence[Type], node: Node) -> Type:
     _placed(x, place)
     _heads(x, node)
     _require(node.integer("head_dim") % 2 == 0, "rope turns pairs: head_dim must be even")
+    given = dict(node.attrs)
+    _require(("theta" in given) != ("frequencies" in given), "rope takes theta or frequencies")
+    frequencies = given.get("frequencies")
+    if isinstance(frequencies, tuple):
+        are_numbers = all(isinstance(number, int | float) for number in frequencies)
+        pairs = node.integer("head_dim") // 2
+        _require(are_numbers and len(frequencies) == pairs, f"rope takes {pairs} frequencies")
     return x
 
 
@@ -124,7 +139,9 @@ def _infer_kv_write(types: Sequence[Type], node: Node) -> Type:
     _require(k == v and k.dtype == "f32", f"k and v must be alike and f32, are {k} and {v}")
     _placed(k, place)
     _require(node.string("to") in ACTIVATIONS, f"no cache of {node.attr('to')}")
-    return Type("kv", (_heads(k, node), node.integer("head_dim")))
+    kept = (node.integer("window"),) if "window" in dict(node.attrs) else ()
+    _require(0 not in kept, "a window must hold a position")
+    return Type("kv", (_heads(k, node), node.integer("head_dim"), *kept))
 
 
 def _infer_attention(types: Sequence[Type], node: Node) -> Type:
@@ -132,10 +149,63 @@ def _infer_attention(types: Sequence[Type], node: Node) -> Type:
     _require(q.dtype in ("f32", "bf16"), f"q must be f32 or bf16, is {q}")
     _require(kv.dtype == "kv", f"kv must be a cache, is {kv}")
     _placed(q, place)
-    heads, kv_heads, head_dim = _heads(q, node), *map(int, _matrix(kv, "kv"))
+    heads, (kv_heads, head_dim, *kept) = _heads(q, node), map(int, kv.shape)
     _require(node.integer("head_dim") == head_dim, f"head_dim differs from that of {kv}")
     _require(heads % kv_heads == 0, f"{heads} heads do not share {kv_heads} key heads evenly")
+    given = dict(node.attrs)
+    window = node.integer("window") if "window" in given else 0
+    _require("window" not in given or window > 0, "a window must hold a position")
+    _require(not kept or 0 < window <= kept[0], f"a window of {window or 'all'} over {kv}")
     return Type("f32", q.shape)
+
+
+def _infer_route(types: Sequence[Type], node: Node) -> Type:
+    rows, experts = _matrix(types[0], "logits")
+    _require(types[0].dtype == "f32", f"logits must be f32, are {types[0]}")
+    top_k = node.integer("top_k")
+    _require(0 < top_k <= int(experts), f"cannot choose {top_k} of {experts} experts")
+    return Type("routes", (rows, top_k, experts))
+
+
+def _infer_group(types: Sequence[Type], node: Node) -> Type:
+    [routes] = types
+    _require(routes.dtype == "routes", f"the routes must be routes[T,K,E], are {routes}")
+    return Type("groups", routes.shape)
+
+
+def _grouped(x: Type, groups: Type) -> None:
+    """x has a row for each pair of token and expert."""
+    fits = groups.dtype == "groups" and x.shape[:-1] == groups.shape[:2]
+    _require(fits, f"x must have a row a pair of {groups}, is {x}")
+
+
+def _infer_dispatch(types: Sequence[Type], node: Node) -> Type:
+    x, groups = types
+    rows, k = _matrix(x, "x")
+    _require(x.dtype == "f32", f"x must be f32, is {x}")
+    _require(groups.dtype == "groups", f"the groups must be groups[T,K,E], are {groups}")
+    _require(groups.shape[0] == rows, f"{groups} do not group {x}")
+    return Type("f32", (*groups.shape[:2], k))
+
+
+def _infer_expert_linear(types: Sequence[Type], node: Node) -> Type:
+    x, weight, groups = types
+    _grouped(x, groups)
+    experts = groups.width
+    n, k = map(int, _matrix(weight, "the weight"))
+    _require(x.dtype in ACTIVATIONS, f"x must be an activation, is {x}")
+    _require(weight.dtype in WEIGHTS, f"the weight must be a weight, is {weight}")
+    _require(k == x.width, f"the weight takes {k} inputs, x is {x}")
+    _require(n % experts == 0, f"{weight} does not divide by {experts} experts")
+    return Type("f32", (*x.rows, n // experts))
+
+
+def _infer_combine(types: Sequence[Type], node: Node) -> Type:
+    y, routes, groups = types
+    _grouped(y, groups)
+    _require(y.dtype == "f32", f"y must be f32, is {y}")
+    _require(routes == Type("routes", groups.shape), f"{routes} are not those of {groups}")
+    return Type("f32", (y.shape[0], y.width))
 
 
 def _infer_unary(types: Sequence[Type], node: Node) -> Type:
@@ -172,7 +242,7 @@ def _per_element(count: int) -> Callable[[Sequence[Type], Node, Sizes], int]:
 
 
 def _flops_linear(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
-    return 2 * elements(types[0], sizes) * int(types[1].shape[0])
+    return 2 * elements(types[0], sizes) * node.result.type.width
 
 
 def _flops_attention(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
@@ -199,6 +269,14 @@ OPS: dict[str, Op] = {
             reference=numerics.rmsnorm,
         ),
         Op(
+            name="head_norm",
+            operands=("x", "weight"),
+            attrs={"head_dim": int, "eps": float},
+            infer=_infer_head_norm,
+            flops=_per_element(4),
+            reference=numerics.head_norm,
+        ),
+        Op(
             name="round",
             operands=("x",),
             attrs={"to": str},
@@ -217,7 +295,7 @@ OPS: dict[str, Op] = {
         Op(
             name="rope",
             operands=("x", "place"),
-            attrs={"head_dim": int, "theta": float},
+            attrs={"head_dim": int, "theta?": float, "frequencies?": tuple, "magnitude?": float},
             infer=_infer_rope,
             flops=_per_element(3),
             reference=numerics.rope,
@@ -225,7 +303,7 @@ OPS: dict[str, Op] = {
         Op(
             name="kv_write",
             operands=("k", "v", "place"),
-            attrs={"head_dim": int, "to": str},
+            attrs={"head_dim": int, "to": str, "window?": int},
             infer=_infer_kv_write,
             flops=_per_element(0),
             reference=numerics.kv_write,
@@ -233,7 +311,7 @@ OPS: dict[str, Op] = {
         Op(
             name="attention",
             operands=("q", "kv", "place"),
-            attrs={"head_dim": int, "scale": float},
+            attrs={"head_dim": int, "scale": float, "window?": int, "softcap?": float},
             infer=_infer_attention,
             flops=_flops_attention,
             reference=numerics.attention,
@@ -245,6 +323,30 @@ OPS: dict[str, Op] = {
             infer=_infer_unary,
             flops=_per_element(4),
             reference=numerics.silu,
+        ),
+        Op(
+            name="gelu",
+            operands=("x",),
+            attrs={},
+            infer=_infer_unary,
+            flops=_per_element(8),
+            reference=numerics.gelu,
+        ),
+        Op(
+            name="scale",
+            operands=("x",),
+            attrs={"by": float},
+            infer=_infer_unary,
+            flops=_per_element(1),
+            reference=numerics.scale,
+        ),
+        Op(
+            name="softcap",
+            operands=("x",),
+            attrs={"cap": float},
+            infer=_infer_unary,
+            flops=_per_element(6),
+            reference=numerics.bent,
         ),
         Op(
             name="add",
@@ -261,6 +363,46 @@ OPS: dict[str, Op] = {
             infer=_infer_binary,
             flops=_per_element(1),
             reference=numerics.mul,
+        ),
+        Op(
+            name="route",
+            operands=("logits",),
+            attrs={"top_k": int, "renormalize": bool},
+            infer=_infer_route,
+            flops=_per_element(6),
+            reference=numerics.route,
+        ),
+        Op(
+            name="group",
+            operands=("routes",),
+            attrs={},
+            infer=_infer_group,
+            flops=_per_element(0),
+            reference=numerics.group,
+        ),
+        Op(
+            name="dispatch",
+            operands=("x", "groups"),
+            attrs={},
+            infer=_infer_dispatch,
+            flops=_per_element(0),
+            reference=numerics.dispatch,
+        ),
+        Op(
+            name="expert_linear",
+            operands=("x", "weight", "groups"),
+            attrs={},
+            infer=_infer_expert_linear,
+            flops=_flops_linear,
+            reference=numerics.expert_linear,
+        ),
+        Op(
+            name="combine",
+            operands=("y", "routes", "groups"),
+            attrs={},
+            infer=_infer_combine,
+            flops=_per_element(2),
+            reference=numerics.combine,
         ),
         Op(
             name="select_rows",
@@ -296,8 +438,9 @@ def infer(node: Node, types: Sequence[Type]) -> Type:
         is_weight = slot.removesuffix("?") in _WEIGHT_OPERANDS
         _require(name.startswith("@" if is_weight else "%"), f"{name} cannot be the {slot}")
     given = dict(node.attrs)
-    fits = given.keys() == row.attrs.keys() and all(
-        _fits(given[key], kind) for key, kind in row.attrs.items()
+    kinds = {key.removesuffix("?"): kind for key, kind in row.attrs.items()}
+    fits = all(key in given or key + "?" in row.attrs for key in kinds) and all(
+        key in kinds and _fits(value, kinds[key]) for key, value in given.items()
     )
     _require(fits, f"{node.op} takes attributes {_attrs(row)}; given {given}")
     return row.infer(types, node)
@@ -342,5 +485,6 @@ def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes, *, cache: str) 
         case "kv_write":
             made = 2 * elements(types[0], sizes) * _BYTES[node.string("to")]
         case "attention":
-            read += 2 * sizes["P"] * elements(types[1], sizes) * _BYTES[cache]
+            heads = Type("kv", types[1].shape[:2])
+            read += 2 * sizes["P"] * elements(heads, sizes) * _BYTES[cache]
     return made + read

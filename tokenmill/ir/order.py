@@ -10,11 +10,15 @@ Linear.       Per output: groups of GROUP along k, ascending. One dot a group, f
               A format without scale adds the dot. The bias is added after the last group.
 Group sums.   Lane l of LANES takes x[l] + x[l + LANES]; then the tree.
 Norm.         Lane l takes x[l], x[l + LANES], ... squared, by fma, ascending; then the tree.
-Attention.    Positions are split at multiples of KV_CHUNK, counted from the sequence's start.
+              A head_norm counts l from its head's start.
+Attention.    Positions are split at multiples of KV_CHUNK, counted from the sequence's start;
+              those before a window have no weight and are not read.
               In a chunk: q.k over the head's dimensions in stored order, the maximum, exp; lane l
               sums the weights of positions l, l + LANES, ..., then the tree; p.v ascending by
               position. Chunks are merged ascending by the online softmax. A token reads back the
               stored (rounded) keys and values, those of its own step included.
+Experts.      Chances are summed like a norm, experts ascending. An expert's linear is a linear;
+              what a token's experts made is added by fma from zero, the one of most weight first.
 Int8 cache.   Each run of GROUP stored dimensions of a head has one scale, max|x| / 127.
 Sampling.     Probabilities are summed like a norm, ids ascending.
 Tree.         Lanes are halved: lane l takes l + 8, then l + 4, l + 2, l + 1.

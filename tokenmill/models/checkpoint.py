@@ -1,8 +1,7 @@
 """A model on disk under canonical names, whatever the kind of its files.
 
-Canonical names: `embed`, `final_norm`, `lm_head` (absent when tied), and for layer i
-`layers.{i}.` followed by attn_norm, q, k, v, o, q_bias, k_bias, v_bias, ffn_norm, gate, up, down.
-A tensor that no table below knows keeps the name that it has in its file.
+Canonical names are those of `architecture.py`. A tensor that the architecture does not know keeps
+the name that it has in its file.
 """
 
 import hashlib
@@ -14,52 +13,29 @@ from typing import Protocol
 import numpy as np
 
 from tokenmill.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
-from tokenmill.models.config import ModelConfig, config_from_gguf, config_from_hf
+from tokenmill.ir.order import F32Array
+from tokenmill.models.architecture import (
+    GGUF_LAYER_PREFIX,
+    HF_LAYER_PREFIX,
+    LAYER_NAMES,
+    MODEL_NAMES,
+    Architecture,
+)
+from tokenmill.models.config import ModelConfig
 from tokenmill.models.gguf import MetadataValue, read_gguf, split_paths
-from tokenmill.models.mapped import EncodedTensor, MappedTensor, TensorInfo
+from tokenmill.models.mapped import (
+    EncodedTensor,
+    MappedTensor,
+    Tensor,
+    TensorInfo,
+)
+from tokenmill.models.read_config import ROPE_DIVISORS, config_from_gguf, config_from_hf
+from tokenmill.models.rearrange import IndexArray, cut_apart, shifted, stack_experts, turned_halves
+from tokenmill.models.registry import ARCHITECTURES
 from tokenmill.models.safetensors import read_json, read_safetensors, safetensors_paths
 
-_GGUF_NAMES = {
-    "embed": "token_embd.weight",
-    "final_norm": "output_norm.weight",
-    "lm_head": "output.weight",
-}
-_GGUF_LAYER_PREFIX = "blk."
-_GGUF_LAYER_NAMES = {
-    "attn_norm": "attn_norm.weight",
-    "q": "attn_q.weight",
-    "k": "attn_k.weight",
-    "v": "attn_v.weight",
-    "o": "attn_output.weight",
-    "q_bias": "attn_q.bias",
-    "k_bias": "attn_k.bias",
-    "v_bias": "attn_v.bias",
-    "ffn_norm": "ffn_norm.weight",
-    "gate": "ffn_gate.weight",
-    "up": "ffn_up.weight",
-    "down": "ffn_down.weight",
-}
-
-_HF_NAMES = {
-    "embed": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "lm_head": "lm_head.weight",
-}
-_HF_LAYER_PREFIX = "model.layers."
-_HF_LAYER_NAMES = {
-    "attn_norm": "input_layernorm.weight",
-    "q": "self_attn.q_proj.weight",
-    "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight",
-    "o": "self_attn.o_proj.weight",
-    "q_bias": "self_attn.q_proj.bias",
-    "k_bias": "self_attn.k_proj.bias",
-    "v_bias": "self_attn.v_proj.bias",
-    "ffn_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}
+_HF, _GGUF = 0, 1  # columns of the tables of names
+_GGUF_IGNORED = ("rope_factors_long.weight",)
 
 
 class Checkpoint(Protocol):
@@ -98,21 +74,30 @@ class FileCheckpoint:
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]
     tokenizer_metadata: Mapping[str, MetadataValue] | None
-    _mapped: Mapping[str, MappedTensor]
-    _rotary_heads: Mapping[str, int]  # heads of the tensors whose rows are interleaved
+    _mapped: Mapping[str, Tensor]
+    _head_orders: Mapping[str, IndexArray]  # of tensors whose heads have their rows out of order
+    _norm_offset: float
 
     def read(self, name: str) -> EncodedTensor:
-        """The bytes of a tensor; rows that GGUF keeps interleaved are put back in order."""
+        """The bytes of a tensor, as the architecture wants it: rows in order, norms complete."""
         tensor = self._mapped[name].read(name)
-        heads = self._rotary_heads.get(name.rpartition(".")[2])
-        if heads is None:
-            return tensor
+        part = name.rpartition(".")[2]
+        if part in self._head_orders:
+            return self._with_rows(tensor, self._head_orders[part])
+        if self._norm_offset and part.endswith("norm"):
+            return shifted(tensor, self._norm_offset)
+        return tensor
+
+    def _with_rows(self, tensor: EncodedTensor, order: IndexArray) -> EncodedTensor:
+        """Every head's rows in another order: whole rows, so nothing is lost."""
         num_rows = tensor.info.shape[0]
-        if num_rows % (2 * heads) or tensor.data.size % num_rows:
+        if num_rows % len(order) or tensor.data.size % num_rows:
             raise ModelFileError(
-                f"{self.path}: {name}: {num_rows} rows are no pairs in {heads} heads"
+                f"{self.path}: {tensor.name}: {num_rows} rows are no heads of {len(order)}"
             )
-        return _deinterleave(tensor, heads)
+        heads = tensor.data.reshape(num_rows // len(order), len(order), -1)
+        data = np.ascontiguousarray(heads[:, order]).reshape(tensor.data.shape)
+        return EncodedTensor(name=tensor.name, info=tensor.info, data=data)
 
     def fingerprint(self) -> str:
         return fingerprint_model(self.path)
@@ -164,13 +149,11 @@ def _gguf_in(folder: Path) -> Path:
 
 def _open_gguf(path: Path) -> FileCheckpoint:
     file = read_gguf(path)
-    shapes = {name: tensor.info.shape for name, tensor in file.tensors.items()}
-    config = config_from_gguf(str(path), file.metadata, shapes)
-    # llama.cpp rotates neighbouring rows of a llama model, halves of a head in a qwen2 model.
-    q, k = config.num_heads, config.num_kv_heads
-    heads = {"q": q, "q_bias": q, "k": k, "k_bias": k} if config.architecture == "llama" else {}
-    mapped = _canonical(file.tensors, _GGUF_NAMES, _GGUF_LAYER_PREFIX, _GGUF_LAYER_NAMES)
-    return _checkpoint(path, config, mapped, heads, file.metadata)
+    tensors = {n: t for n, t in file.tensors.items() if n not in (*ROPE_DIVISORS, *_GGUF_IGNORED)}
+    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
+    divisors = [_read_floats(path, n, t) for n, t in file.tensors.items() if n in ROPE_DIVISORS]
+    config = config_from_gguf(str(path), file.metadata, shapes, *divisors[:1])
+    return _checkpoint(path, config, tensors, _GGUF, file.metadata)
 
 
 def _open_folder(folder: Path) -> FileCheckpoint:
@@ -182,35 +165,43 @@ def _open_folder(folder: Path) -> FileCheckpoint:
         read_json(folder / "config.json"),
         read_json(generation) if generation.is_file() else {},
     )
-    mapped = _canonical(tensors, _HF_NAMES, _HF_LAYER_PREFIX, _HF_LAYER_NAMES)
-    return _checkpoint(folder, config, mapped, {}, None)
+    return _checkpoint(folder, config, tensors, _HF, None)
 
 
 def _checkpoint(
     path: Path,
     config: ModelConfig,
-    mapped: Mapping[str, MappedTensor],
-    rotary_heads: Mapping[str, int],
+    tensors: Mapping[str, MappedTensor],
+    column: int,
     metadata: Mapping[str, MetadataValue] | None,
 ) -> FileCheckpoint:
+    architecture = ARCHITECTURES[config.architecture]
+    whole = _canonical(tensors, architecture, column)
+    mapped = stack_experts(str(path), cut_apart(str(path), whole, config), config)
+    heads = np.arange(config.head_dim)
+    if column == _GGUF and architecture.is_interleaved:
+        heads = heads.reshape(-1, 2).T.reshape(-1)
+    heads = heads[turned_halves(config)]
+    is_in_order = bool((np.diff(heads) == 1).all())
     return FileCheckpoint(
         path=path,
         config=config,
         tensors={name: tensor.info for name, tensor in mapped.items()},
         tokenizer_metadata=metadata,
         _mapped=mapped,
-        _rotary_heads=rotary_heads,
+        _head_orders={} if is_in_order else dict.fromkeys(("q", "k", "q_bias", "k_bias"), heads),
+        _norm_offset=architecture.hf_norm_offset if column == _HF else 0.0,
     )
 
 
 def _canonical(
-    tensors: Mapping[str, MappedTensor],
-    names: Mapping[str, str],
-    layer_prefix: str,
-    layer_names: Mapping[str, str],
+    tensors: Mapping[str, MappedTensor], architecture: Architecture, column: int
 ) -> dict[str, MappedTensor]:
-    own = {theirs: ours for ours, theirs in names.items()}
-    own_in_layer = {theirs: ours for ours, theirs in layer_names.items()}
+    """The same tensors under our names."""
+    layer_prefix = (HF_LAYER_PREFIX, GGUF_LAYER_PREFIX)[column]
+    layer_names = {**LAYER_NAMES, **architecture.layer_names}
+    own = {theirs[column]: ours for ours, theirs in MODEL_NAMES.items()}
+    own_in_layer = {theirs[column]: ours for ours, theirs in layer_names.items() if theirs[column]}
 
     def rename(name: str) -> str:
         index, _, rest = name.removeprefix(layer_prefix).partition(".")
@@ -221,11 +212,11 @@ def _canonical(
     return {rename(name): tensor for name, tensor in tensors.items()}
 
 
-def _deinterleave(tensor: EncodedTensor, heads: int) -> EncodedTensor:
-    """Rows 0, 2, 4 ... of each head, then its rows 1, 3, 5 ...: whole rows, so nothing is lost."""
-    rows = tensor.data.reshape(heads, tensor.info.shape[0] // (2 * heads), 2, -1)
-    data = np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(tensor.data.shape)
-    return EncodedTensor(name=tensor.name, info=tensor.info, data=data)
+def _read_floats(path: Path, name: str, tensor: MappedTensor) -> F32Array:
+    """A small vector that belongs to the config."""
+    if tensor.info.encoding != "F32" or len(tensor.info.shape) != 1:
+        raise ModelFileError(f"{path}: {name} is no vector of float32")
+    return tensor.read(name).data.reshape(-1).view(np.float32)
 
 
 def _fingerprint(paths: Iterable[Path]) -> str:

@@ -38,6 +38,13 @@ class Fields:
             raise self.wrong(key, value, f"a number above 0, at most {most:g}")
         return float(value)
 
+    def numbers(self, key: str, count: int) -> list[float]:
+        """A list of `count` numbers above 0."""
+        value = self._present(key, None)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.wrong(key, value, f"a list of {count} numbers")
+        return [Fields(self.where, {key: item}).number(key, most=1e9) for item in value]
+
     def flag(self, key: str, default: bool) -> bool:
         value = self._present(key, default)
         if not isinstance(value, bool):

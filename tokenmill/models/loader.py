@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits
+from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits, window_blocks_for
 from tokenmill.backends.llvm.lower import Options, Program
 from tokenmill.backends.llvm.memory import Arena, memory_available_bytes
 from tokenmill.backends.llvm.model import LlvmModel, kv_block_bytes
@@ -19,13 +19,14 @@ from tokenmill.backends.llvm.target import pick_row
 from tokenmill.backends.llvm.weights import PackedWeights
 from tokenmill.backends.llvm.workers import num_usable_threads
 from tokenmill.config import EngineConfig
-from tokenmill.errors import CapacityError, UsageError
+from tokenmill.errors import UsageError
 from tokenmill.fingerprint import code_fingerprint
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.eviction import SETTING, cache_limit_bytes, evict
 from tokenmill.models.home import format_bytes, objects_dir, packed_dir
+from tokenmill.models.kv_room import share_room
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.registry import build_graph
 from tokenmill.models.safetensors import read_json
@@ -214,16 +215,23 @@ def _limits(
             "tokens: give at most that, or leave it out"
         )
     per_sequence = -(-length // BLOCK_SIZE)
-    wanted = per_sequence * options.max_num_seqs
-    block_bytes = kv_block_bytes(program)
     room = options.kv_cache_memory_bytes or int(memory_available_bytes() * _KV_SHARE)
-    blocks = min(wanted if target is None else target.blocks, room // block_bytes)
-    if blocks < 1:
-        raise CapacityError(
-            f"a block of {BLOCK_SIZE} tokens of KV cache takes {format_bytes(block_bytes)}, and "
-            f"{format_bytes(room)} are there for it: raise kv_cache_memory_bytes, or choose a "
-            "smaller model"
-        )
+    # A model that guesses goes back now and then, further than a window may reach.
+    window = config.window if target is None and config.window < length else 0
+
+    def windows(count: int) -> int:
+        tokens = options.max_num_batched_tokens
+        return window_blocks_for(window, num_sequences=count, step_tokens=tokens)
+
+    shares = share_room(
+        room,
+        kv_block_bytes(program),
+        block_size=BLOCK_SIZE,
+        blocks=per_sequence,
+        sequences=options.max_num_seqs,
+        windows=windows if window else None,
+    )
+    blocks = shares.blocks if target is None else min(shares.blocks, target.blocks)
     if blocks < per_sequence:
         progress.note(
             f"the KV cache has room for {blocks * BLOCK_SIZE} of {length} tokens: a longer "
@@ -231,10 +239,12 @@ def _limits(
         )
     return StepLimits(
         tokens=options.max_num_batched_tokens,
-        sequences=options.max_num_seqs,
+        sequences=shares.sequences,
         rows=options.max_step_rows,
         blocks=blocks,
         blocks_per_sequence=min(per_sequence, blocks),
-        slots=options.max_num_seqs,
+        slots=shares.sequences,
         vocab_size=min(config.vocab_size, tokenizer.vocab_size),
+        window=window,
+        window_blocks=shares.window_blocks,
     )

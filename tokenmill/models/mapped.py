@@ -45,6 +45,41 @@ class MappedTensor:
         num_rows = prod(self.info.shape[:-1])
         return EncodedTensor(name=name, info=self.info, data=data.reshape(num_rows, -1))
 
+    def rows(self, start: int, stop: int) -> "MappedTensor":
+        """Some rows of a matrix, as a tensor of their own."""
+        row_bytes = self.info.size_bytes // self.info.shape[0]
+        info = TensorInfo(
+            shape=(stop - start, *self.info.shape[1:]),
+            encoding=self.info.encoding,
+            size_bytes=(stop - start) * row_bytes,
+        )
+        place = self.start + start * row_bytes
+        return MappedTensor(info=info, file_bytes=self.file_bytes, start=place)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StackedTensor:
+    """Matrices of one size and encoding, one below the other, as a single one."""
+
+    parts: tuple[MappedTensor, ...]
+
+    @property
+    def info(self) -> TensorInfo:
+        first = self.parts[0].info
+        rows = sum(part.info.shape[0] for part in self.parts)
+        size_bytes = sum(part.info.size_bytes for part in self.parts)
+        return TensorInfo(
+            shape=(rows, *first.shape[1:]), encoding=first.encoding, size_bytes=size_bytes
+        )
+
+    def read(self, name: str) -> EncodedTensor:
+        """The tensor under a name; its data is a copy."""
+        data = np.concatenate([part.read(name).data for part in self.parts])
+        return EncodedTensor(name=name, info=self.info, data=data)
+
+
+Tensor = MappedTensor | StackedTensor
+
 
 def map_file(path: Path) -> mmap.mmap:
     """Map a whole file for reading."""

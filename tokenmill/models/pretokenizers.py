@@ -48,6 +48,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "llama-v3": _LLAMA3,
     "llama-bpe": _LLAMA3,
     "smaug-bpe": _LLAMA3,
+    "dbrx": PreTokenizer(patterns=(_CL100K % "{1,3}",)),  # OLMo 2 and Phi-4
     "qwen2": _QWEN2,
 }
 

@@ -33,8 +33,8 @@ def trace_build(config: ModelConfig) -> tuple[Graph, Origins]:
     origins: Origins = {}
 
     def watch(frame: FrameType, event: str, result: object) -> None:
-        is_emit = event == "return" and frame.f_code is FunctionBuilder.emit.__code__
-        if is_emit and isinstance(result, Value):
+        is_made = event == "return" and frame.f_code is FunctionBuilder.node.__code__
+        if is_made and isinstance(result, Value):
             key = (frame.f_locals["self"].name, result.name)
             origins[key] = tuple(reversed(list(_model_lines(frame))))
 

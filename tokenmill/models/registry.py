@@ -1,24 +1,64 @@
-"""The architectures by name. Adding one is adding a file and a line here."""
-
-from collections.abc import Callable
+"""The architectures. Adding one is adding a file and a line here."""
 
 from tokenmill.errors import UnsupportedModelError
 from tokenmill.ir.graph import Graph
-from tokenmill.models import llama, qwen2
+from tokenmill.models import (
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
+from tokenmill.models.architecture import Architecture
 from tokenmill.models.config import ModelConfig
+from tokenmill.models.fields import Fields
 
-BUILDERS: dict[str, Callable[[ModelConfig], Graph]] = {
-    "llama": llama.build,
-    "qwen2": qwen2.build,
+ARCHITECTURES: dict[str, Architecture] = {
+    module.ARCHITECTURE.name: module.ARCHITECTURE
+    for module in (
+        *(gemma2, gemma3, granite, llama, mistral, mixtral, olmo2, phi3),
+        *(qwen2, qwen3, qwen3_moe, smollm3),
+    )
 }
 
 
 def build_graph(config: ModelConfig) -> Graph:
     """The graph of a model. Raises UnsupportedModelError for an unknown architecture."""
-    builder = BUILDERS.get(config.architecture)
-    if builder is None:
-        known = ", ".join(BUILDERS)
+    architecture = ARCHITECTURES.get(config.architecture)
+    if architecture is None:
+        known = ", ".join(ARCHITECTURES)
         raise UnsupportedModelError(
             f"architecture {config.architecture!r} is not supported; supported are {known}"
         )
-    return builder(config)
+    return architecture.build(config)
+
+
+def hf_architecture(fields: Fields) -> Architecture:
+    """By the class names in config.json."""
+    names = fields.values.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise fields.wrong("architectures", names, "a list of class names")
+    known = {a.hf_class: a for a in ARCHITECTURES.values()}
+    for name in names:
+        if isinstance(name, str) and name in known:
+            return known[name]
+    raise fields.unsupported("architectures", names, " or ".join(known))
+
+
+def gguf_architecture(fields: Fields) -> Architecture:
+    """By `general.architecture`, and by whether there are experts."""
+    name = fields.text("general.architecture")
+    known = {a.name if a.gguf_name is None else a.gguf_name: a for a in ARCHITECTURES.values()}
+    if not name or name not in known:
+        raise fields.unsupported("general.architecture", name, " or ".join(filter(None, known)))
+    if name == "llama":
+        has_experts = bool(fields.values.get("llama.expert_count"))
+        return ARCHITECTURES["mixtral" if has_experts else "llama"]
+    return known[name]

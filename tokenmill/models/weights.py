@@ -26,6 +26,7 @@ F32Array = npt.NDArray[np.float32]
 QUANTIZATIONS = ("auto", *FORMATS)
 
 _WIDE_NAMES = ("embed", "lm_head")  # 4 bits there cost 10 % error in the logits
+_EXACT_PART = "router"  # a rounded one would send tokens to other experts
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # old folders save it; it follows from rope_theta
 _CHUNK_LEN = 2**17  # weights decoded at a time; bounds the temporaries
 
@@ -53,10 +54,10 @@ def load_weights(
     """Decode tensors one at a time, in the order of `names_and_shapes` (canonical names).
 
     `quantization` "auto" keeps a matrix as near to its file as a format can; a format's name
-    rounds every matrix to it, save that `embed` and `lm_head` get q8 instead of q4. Vectors
-    are f32, shape [1, K]. Raises at once ModelFileError for a tensor that is missing or has
-    another shape, UnsupportedModelError for an encoding we cannot decode or a tensor that the
-    model does not use; later ModelFileError for one that is not finite.
+    rounds every matrix to it, save that `embed` and `lm_head` get q8 instead of q4. Routers are
+    f32 in any case, and so are vectors, shape [1, K]. Raises at once ModelFileError for a tensor
+    that is missing or has another shape, UnsupportedModelError for an encoding we cannot decode
+    or a tensor that the model does not use; later ModelFileError for one that is not finite.
     """
     if quantization not in QUANTIZATIONS:
         raise UsageError(
@@ -136,6 +137,8 @@ def _check_unused(checkpoint: Checkpoint, used: Mapping[str, tuple[int, ...]]) -
 def _target(name: str, info: TensorInfo, quantization: str) -> str:
     """The format that a tensor shall get."""
     if len(info.shape) == 1:
+        return "f32"
+    if name.rpartition(".")[2] == _EXACT_PART:
         return "f32"
     if quantization == "q4" and name in _WIDE_NAMES:
         return "q8"

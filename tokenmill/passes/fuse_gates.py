@@ -7,7 +7,7 @@ from tokenmill.passes.grouping import Links, group
 
 
 def fuse_gates(graph: Graph) -> Graph:
-    """round(mul(silu(linear(h)), linear(h))) becomes one node."""
+    """round(mul(silu(linear(h)), linear(h))) becomes one node; gelu serves as well as silu."""
     return replace(graph, functions=tuple(_fuse(f) for f in graph.functions))
 
 
@@ -20,12 +20,24 @@ def _fuse(function: Function) -> Function:
 
 
 def _members(links: Links, product: Node) -> list[Node]:
-    silu = links.maker(product.operands[0], "silu")
-    up = links.maker(product.operands[1], "linear")
-    gate = links.maker(silu.operands[0], "linear") if silu else None
-    if silu is None or up is None or gate is None or gate.operands[0] != up.operands[0]:
+    bend = links.maker(product.operands[0], "silu") or links.maker(product.operands[0], "gelu")
+    up = _linear(links, product.operands[1])
+    gate = _linear(links, bend.operands[0]) if bend else None
+    if bend is None or up is None or gate is None or not _walk_alike(gate, up):
         return []
-    if any(links.only_user(node) is None for node in (gate, silu, up)):
+    if any(links.only_user(node) is None for node in (gate, bend, up)):
         return []
     roundings = links.roundings(product)
-    return [gate, silu, up, product, *(roundings if len(roundings) == 1 else [])]
+    return [gate, bend, up, product, *(roundings if len(roundings) == 1 else [])]
+
+
+def _linear(links: Links, name: str) -> Node | None:
+    """The linear, or the linears of experts, that make a value."""
+    return links.maker(name, "linear") or links.maker(name, "expert_linear")
+
+
+def _walk_alike(gate: Node, up: Node) -> bool:
+    """Do both read the same rows, those of experts for the same ones?"""
+    is_same_input = gate.operands[0] == up.operands[0]
+    is_same_group = gate.op == "linear" or gate.operands[2] == up.operands[2]
+    return gate.op == up.op and is_same_input and is_same_group

@@ -1,8 +1,9 @@
 """Put a barrier where one thread may read what another wrote.
 
-Threads share each phase's work by its own split: rows of the leading size (tokens, or rows with
-logits), output units of a linear, or items of attention. Two phases in a row that split the same
-rows in the same way need no barrier between them. A layer starts and ends with all threads level.
+Threads share each phase's work by its own split: rows of the leading sizes (tokens, their experts,
+or rows with logits), output units of a linear, or items of attention. Two phases in a row that
+split the same rows in the same way need no barrier between them. A layer starts and ends with all
+threads level.
 """
 
 from dataclasses import replace
@@ -21,9 +22,11 @@ def place_barriers(graph: Graph) -> Graph:
 def split_of(node: Node) -> str:
     """How threads share the work of a node: `rows:T`, `rows:R`, or the node's own way."""
     ops = {leaf.op for leaf in node.leaves}
-    if ops & {"linear", "attention", "repeat"}:
+    if ops & {"linear", "expert_linear", "group", "attention", "repeat"}:
         return f"own:{node.results[0].name}"
-    return f"rows:{node.results[0].type.shape[0]}" if "kv_write" not in ops else "rows:T"
+    if ops & {"kv_write", "route"}:
+        return "rows:T"
+    return f"rows:{','.join(map(str, node.results[0].type.rows or node.results[0].type.shape))}"
 
 
 def _place(function: Function, *, is_body: bool) -> Function:

@@ -27,7 +27,7 @@ def _round(function: Function, activations: str, cache: str) -> Function:
     rounder = _Rounder(types, Names(set(types)))
     for node in function.nodes:
         operands = node.operands
-        if node.op == "linear":
+        if node.op in ("linear", "expert_linear"):
             to = ROUNDED_FOR[types[operands[1]].dtype][activations]
             operands = (rounder.rounded(operands[0], to), *operands[1:])
         elif node.op == "kv_write":

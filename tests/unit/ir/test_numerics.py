@@ -111,18 +111,29 @@ def test_keys_and_values_lie_where_the_block_table_says() -> None:
     np.testing.assert_array_equal(values[9, 0], numerics.round_to(v[2], to="bf16"))
 
 
-@given(seeds, st.sampled_from((1, 3)), st.sampled_from((1, 7, 300)))
-def test_attention_is_a_softmax_over_the_past(seed: int, group: int, length: int) -> None:
+@given(
+    seeds,
+    st.sampled_from((1, 3)),
+    st.sampled_from((1, 7, 300)),
+    st.sampled_from((0, 1, 5, 44, 280)),
+    st.sampled_from((0.0, 2.0)),
+)
+def test_attention_is_a_softmax_over_the_past(
+    seed: int, group: int, length: int, window: int, cap: float
+) -> None:
     kv_heads, head_dim, scale = 2, 4, 0.5
     blocks = tuple(np.random.default_rng(seed).permutation(75).tolist())
     cache = Cache(keys=random(seed, 75, 4, kv_heads, head_dim),
                   values=random(seed + 1, 75, 4, kv_heads, head_dim))  # fmt: skip
     place = place_of(length - 1, blocks=blocks)
     q = random(seed + 2, 1, kv_heads * group * head_dim)
-    found = numerics.attention(q, cache, place, head_dim=head_dim, scale=scale)
-    keys, values = (a.astype(np.float64) for a in cache.read(place, 0, length))
+    found = numerics.attention(
+        q, cache, place, head_dim=head_dim, scale=scale, window=window, softcap=cap
+    )
+    keys, values = (a.astype(np.float64)[-window:] for a in cache.read(place, 0, length))
     for head, q_head in enumerate(q.reshape(-1, head_dim)):
-        weights = np.exp(keys[:, head // group] @ q_head * scale)
+        scores = keys[:, head // group] @ q_head * scale
+        weights = np.exp(cap * np.tanh(scores / cap) if cap else scores)
         exact = weights @ values[:, head // group] / weights.sum()
         start = head * head_dim
         np.testing.assert_allclose(found[0, start : start + head_dim], exact, atol=2e-6)
@@ -132,3 +143,60 @@ def test_silu_does_not_overflow() -> None:
     x = np.array([-1e4, -1, 0, 1, 1e4], np.float32)
     exact = [0, -1 / (1 + np.e), 0, 1 / (1 + np.exp(-1)), 1e4]
     np.testing.assert_allclose(numerics.silu(x), exact, rtol=1e-6, atol=1e-30)
+
+
+def test_what_a_window_does_not_see_is_of_no_account() -> None:
+    cache = Cache(keys=random(1, 9, 4, 1, 4), values=random(2, 9, 4, 1, 4))
+    place, q = place_of(10), random(3, 1, 4)
+    found = numerics.attention(q, cache, place, head_dim=4, scale=1.0, window=5)
+    cache.keys[0], cache.values[0] = 1e9, 1e9
+    again = numerics.attention(q, cache, place, head_dim=4, scale=1.0, window=5)
+    np.testing.assert_array_equal(found, again)
+
+
+@given(seeds, st.sampled_from((1, 5, 40)))
+def test_each_head_is_normed_alone(seed: int, head_dim: int) -> None:
+    x, weight = random(seed, 2, 3 * head_dim), random(seed + 1, head_dim)
+    found = numerics.head_norm(x, vector(weight), head_dim=head_dim, eps=0.1)
+    heads = x.reshape(2, 3, head_dim).astype(np.float64)
+    exact = heads / np.sqrt(np.square(heads).mean(axis=2, keepdims=True) + 0.1) * weight
+    np.testing.assert_allclose(found, exact.reshape(2, -1), atol=1e-5)
+
+
+def test_a_pair_that_does_not_turn_does_not_grow() -> None:
+    x, turns = random(1, 1, 4), (0.5, 0.0)
+    found = numerics.rope(x, place_of(0), head_dim=4, frequencies=turns, magnitude=2.0)
+    np.testing.assert_array_equal(found, x * np.array([2, 1, 2, 1], np.float32))
+
+
+def test_gelu_is_that_of_tanh() -> None:
+    x = np.array([-1e4, -3, -0.1, 0, 1, 1e4], np.float32)
+    wide = x.astype(np.float64)
+    inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    exact = 0.5 * wide * (1 + np.tanh(inner))
+    np.testing.assert_allclose(numerics.gelu(x), exact, rtol=1e-5, atol=1e-30)
+
+
+@given(seeds, st.integers(1, 4), st.booleans())
+def test_a_mixture_is_the_weighted_sum_of_its_experts(seed: int, top_k: int, is_one: bool) -> None:
+    count, size = 5, 7
+    logits, x = random(seed, 6, count), random(seed + 1, 6, 4)
+    weight = quantize(random(seed + 2, count * size, 4), "f32")
+    routes = numerics.route(logits, top_k=top_k, renormalize=is_one)
+    groups = numerics.group(routes)
+    made = numerics.expert_linear(numerics.dispatch(x, groups), weight, groups)
+    found = numerics.combine(made, routes, groups)
+    experts = weight.dequantize().reshape(count, size, 4).astype(np.float64)
+    chances = np.exp(logits.astype(np.float64))
+    chances /= chances.sum(axis=1, keepdims=True)
+    for t, row in enumerate(chances):
+        best = np.argsort(-row)[:top_k]
+        shares = row[best] / (row[best].sum() if is_one else 1)
+        exact = sum(s * experts[e] @ x[t] for s, e in zip(shares, best, strict=True))
+        np.testing.assert_allclose(found[t], exact, atol=1e-5)
+
+
+def test_of_two_experts_alike_the_lower_number_is_chosen() -> None:
+    routes = numerics.route(np.zeros((1, 4), np.float32), top_k=2, renormalize=True)
+    assert routes.experts_TC.tolist() == [[0, 1]]
+    assert routes.weights_TC.tolist() == [[0.5, 0.5]]

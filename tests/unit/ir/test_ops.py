@@ -46,6 +46,21 @@ def finish(op: str, *operands: str, **attrs: Attr) -> tuple[Node, list[Type]]:
             "f32[T,128]",
         ),
         ("silu", ("f32[T,96]",), {}, "f32[T,96]"),
+        ("gelu", ("f32[T,96]",), {}, "f32[T,96]"),
+        ("scale", ("f32[T,96]",), {"by": 0.5}, "f32[T,96]"),
+        ("route", ("f32[T,8]",), {"top_k": 2, "renormalize": True}, "routes[T,2,8]"),
+        ("group", ("routes[T,2,8]",), {}, "groups[T,2,8]"),
+        ("dispatch", ("f32[T,64]", "groups[T,2,8]"), {}, "f32[T,2,64]"),
+        ("expert_linear", ("bf16[T,2,64]", "@q4[256,64]", "groups[T,2,8]"), {}, "f32[T,2,32]"),
+        ("combine", ("f32[T,2,64]", "routes[T,2,8]", "groups[T,2,8]"), {}, "f32[T,64]"),
+        ("softcap", ("f32[T,96]",), {"cap": 30.0}, "f32[T,96]"),
+        ("head_norm", ("f32[T,64]", "@f32[32]"), {"head_dim": 32, "eps": 1e-5}, "f32[T,64]"),
+        (
+            "rope",
+            ("f32[T,64]", "place[T]"),
+            {"head_dim": 4, "frequencies": (1.0, 0.5), "magnitude": 1.5},
+            "f32[T,64]",
+        ),
         ("add", ("f32[T,96]", "f32[T,96]"), {}, "f32[T,96]"),
         ("mul", ("f32[T,96]", "f32[T,96]"), {}, "f32[T,96]"),
         ("select_rows", ("f32[T,64]", "i32[R]"), {}, "f32[R,64]"),
@@ -58,6 +73,7 @@ def test_result_types(
     assert str(infer(*make(op, *operands, **attrs))) == result
 
 
+HEAD_NORM: dict[str, Attr] = {"head_dim": 32, "eps": 1e-5}
 ROPE = {"head_dim": 32, "theta": 1e4}
 KV = {"head_dim": 32, "to": "f32"}
 ATTENTION = {"head_dim": 32, "scale": 0.2}
@@ -66,7 +82,7 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
 @pytest.mark.parametrize(
     ("op", "operands", "attrs", "message"),
     [
-        ("gelu", ("f32[T,64]",), {}, "there is no operation 'gelu'"),
+        ("tanh", ("f32[T,64]",), {}, "there is no operation 'tanh'"),
         ("silu", (), {}, "silu takes x; given 0 operands"),
         ("add", ("f32[T,4]",), {}, "add takes a, b; given 1 operands"),
         ("linear", ("f32[T,4]", "@w[4,4]", "@f32[4]", "@f32[4]"), {}, "given 4 operands"),
@@ -97,6 +113,30 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
         ("rope", ("f32[T,48]", "place[T]"), ROPE | {"head_dim": 0}, "no multiple of head_dim 0"),
         ("rope", ("f32[T,15]", "place[T]"), ROPE | {"head_dim": 5}, "head_dim must be even"),
         ("rope", ("f32[R,64]", "place[T]"), ROPE, "the place must be place[R], is place[T]"),
+        ("rope", ("f32[T,64]", "place[T]"), {"head_dim": 32}, "rope takes theta or frequencies"),
+        (
+            "rope",
+            ("f32[T,64]", "place[T]"),
+            {"head_dim": 8, "frequencies": (1.0,)},
+            "rope takes 4 frequencies",
+        ),
+        ("route", ("f32[T,2]",), {"top_k": 3, "renormalize": True}, "cannot choose 3 of 2 experts"),
+        ("dispatch", ("f32[R,64]", "groups[T,2,8]"), {}, "groups[T,2,8] do not group f32[R,64]"),
+        (
+            "expert_linear",
+            ("f32[T,2,64]", "@w[250,64]", "groups[T,2,8]"),
+            {},
+            "w[250,64] does not divide by 8 experts",
+        ),
+        ("expert_linear", ("f32[T,64]", "@w[8,64]", "groups[T,2,8]"), {}, "a row a pair of groups"),
+        (
+            "combine",
+            ("f32[T,2,64]", "routes[T,2,4]", "groups[T,2,8]"),
+            {},
+            "routes[T,2,4] are not those of groups[T,2,8]",
+        ),
+        ("head_norm", ("f32[T,64]", "@f32[64]"), HEAD_NORM, "the weight must be f32[32]"),
+        ("head_norm", ("f32[T,40]", "@f32[32]"), HEAD_NORM, "no multiple of head_dim 32"),
         ("rope", ("f32[T,64]", "i32[T]"), ROPE, "the place must be place[T], is i32[T]"),
         ("kv_write", ("f32[T,64]", "f32[T,32]", "place[T]"), KV, "k and v must be alike"),
         ("kv_write", ("bf16[T,64]", "bf16[T,64]", "place[T]"), KV, "k and v must be alike"),
@@ -105,6 +145,18 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
         ("attention", ("int8[T,64]", "kv[2,32]", "place[T]"), ATTENTION, "q must be f32 or bf16"),
         ("attention", ("f32[T,64]", "kv[4,16]", "place[T]"), ATTENTION, "head_dim differs"),
         ("attention", ("f32[T,96]", "kv[2,32]", "place[T]"), ATTENTION, "3 heads do not share 2"),
+        (
+            "kv_write",
+            ("f32[T,64]",) * 2 + ("place[T]",),
+            KV | {"window": 0},
+            "must hold a position",
+        ),
+        (
+            "attention",
+            ("f32[T,64]", "kv[2,32,16]", "place[T]"),
+            ATTENTION,
+            "a window of all over kv[2,32,16]",
+        ),
         ("add", ("f32[T,4]", "f32[R,4]"), {}, "operands differ: f32[T,4] and f32[R,4]"),
         ("mul", ("bf16[T,4]", "bf16[T,4]"), {}, "x must be f32"),
         ("select_rows", ("f32[T,4]", "f32[R]"), {}, "the rows must be i32[n]"),
@@ -123,7 +175,7 @@ def test_every_reference_takes_the_attributes_of_its_row() -> None:
     for op in OPS.values():
         parameters = inspect.signature(op.reference).parameters.values()
         named = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        assert named == set(op.attrs), op.name
+        assert named == {key.removesuffix("?") for key in op.attrs}, op.name
 
 
 def test_sizes_of_values() -> None:

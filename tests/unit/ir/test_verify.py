@@ -55,7 +55,7 @@ def test_the_graph_that_is_changed_below_is_legal() -> None:
         ("@norm: f32[4]", "@norm: f32[X]", "main: @norm has no legal type: f32[X]"),
         ("@norm: f32[4]", "@norm: f32[0]", "main: @norm has no legal type: f32[0]"),
         ("%q = linear(%x, @q) : f32[T,4]", "%q = linear(%x, @q) : f32[T,8]", "is stated f32[T,8]"),
-        ("silu(%n)", "gelu(%n)", "main: %s: there is no operation 'gelu'"),
+        ("silu(%n)", "tanh(%n)", "main: %s: there is no operation 'tanh'"),
         ("@norm: f32[4]", "@norm: f32[8]", "main: %n: the weight must be f32[4], is f32[8]"),
         # fused
         ("%s = silu", "barrier()\n%s = silu", "main: fused holds a barrier"),

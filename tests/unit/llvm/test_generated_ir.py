@@ -17,7 +17,7 @@ from tokenmill.backends.llvm.target import Row, pick_row
 from tokenmill.backends.llvm.tiles import MAX_ROWS, Tile, emit_tile
 from tokenmill.ir.graph import Graph
 from tokenmill.models import llama
-from tokenmill.models.config import ModelConfig
+from tokenmill.models.config import LayerKind, ModelConfig, Rope
 
 NATIVE = "avx512-bf16"
 needs_native = pytest.mark.skipif(NATIVE not in ROW_NAMES, reason=f"needs {NATIVE}")
@@ -27,13 +27,13 @@ CONFIG = ModelConfig(
     name="tiny",
     vocab_size=100,
     hidden_size=96,
-    num_layers=2,
+    layers=(LayerKind(rope=Rope(theta=1e4)),) * 2,
     num_heads=4,
     num_kv_heads=2,
     head_dim=32,
+    rotary_dim=32,
     intermediate_size=160,
     norm_eps=1e-5,
-    rope_theta=1e4,
     context_length=64,
     is_tied=False,
     has_attention_bias=True,

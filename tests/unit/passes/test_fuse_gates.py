@@ -91,3 +91,42 @@ def test_other_products_stay(lines: str) -> None:
 def test_two_products_of_the_same_linears_stay() -> None:
     twice = PRODUCT + PRODUCT.replace("%m", "%m2")
     assert_unchanged(fuse_gates, GATE + UP + twice + "return %m, %m2")
+
+
+EXPERTS = """
+%l = linear(%h, @k) : f32[T,64]
+%routes = route(%l) {top_k=2, renormalize=True} : routes[T,2,64]
+%groups = group(%routes) : groups[T,2,64]
+%d = dispatch(%x, %groups) : f32[T,2,64]
+%gate = expert_linear(%d, @q, %groups) : f32[T,2,2]
+%g = gelu(%gate) : f32[T,2,2]
+"""
+
+
+def test_linears_of_experts_are_merged_as_others_are() -> None:
+    show(
+        fuse_gates,
+        EXPERTS
+        + """%up = expert_linear(%d, @q, %groups) : f32[T,2,2]
+        %m = mul(%g, %up) : f32[T,2,2]
+        return %m""",
+        """
+        CHECK: %m = fused {
+        CHECK-NEXT: %gate = expert_linear(%d, @q, %groups)
+        CHECK-NEXT: %g = gelu(%gate)
+        CHECK-NEXT: %up = expert_linear(%d, @q, %groups)
+        CHECK-NEXT: %m = mul(%g, %up)
+        CHECK-NEXT: }
+        """,
+    )
+
+
+def test_experts_of_other_groups_stay_apart() -> None:
+    assert_unchanged(
+        fuse_gates,
+        EXPERTS
+        + """%again = group(%routes) : groups[T,2,64]
+        %up = expert_linear(%d, @q, %again) : f32[T,2,2]
+        %m = mul(%g, %up) : f32[T,2,2]
+        return %m""",
+    )

@@ -67,3 +67,31 @@ def test_a_chain_of_sums_gives_each_linear_its_own() -> None:
 )
 def test_other_linears_stay(lines: str) -> None:
     assert_unchanged(fuse_residuals, LINEAR + lines)
+
+
+def test_scales_and_caps_between_a_linear_and_a_sum_go_with_them() -> None:
+    show(
+        fuse_residuals,
+        LINEAR
+        + """%small = scale(%k) {by=0.25} : f32[T,64]
+        %sum = add(%x, %small) : f32[T,64]
+        return %sum""",
+        """
+        CHECK: %sum = fused {
+        CHECK-NEXT: linear(%h, @k)
+        CHECK-NEXT: scale(%k) {by=0.25}
+        CHECK-NEXT: add(%x, %small)
+        """,
+    )
+
+
+def test_a_cap_goes_with_its_linear_where_there_is_no_sum() -> None:
+    show(
+        fuse_residuals,
+        LINEAR + "%capped = softcap(%k) {cap=30.0} : f32[T,64]\nreturn %capped",
+        """
+        CHECK: %capped = fused {
+        CHECK-NEXT: linear(%h, @k)
+        CHECK-NEXT: softcap(%k) {cap=30.0}
+        """,
+    )

@@ -17,8 +17,7 @@ FIELDS = (
     "arena",  # activations
     "keys",  # KV pool; see lower_attention.py for the layout
     "values",
-    "key_layer_bytes",
-    "value_layer_bytes",
+    "cache_starts",  # i64 per layer: where its part of either starts
     "T",  # tokens, rows and sequences of this step
     "R",
     "S",
@@ -27,6 +26,8 @@ FIELDS = (
     "sequences",  # i32[T]
     "token_blocks",  # i32[T], the block that each token is written to
     "block_tables",  # i32[S, table_stride]
+    "window_token_blocks",  # the same two for layers with a window
+    "window_tables",
     "table_stride",
     "rows",  # i32[R]
     "counters",  # i64 per layer and 64 bytes: the next attention item

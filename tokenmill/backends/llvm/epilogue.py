@@ -6,6 +6,7 @@ Every phase computes a value 2 * LANES features at a time and hands the pair of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import pi, sqrt
 
 from tokenmill.backends.llvm.emit import Value
 from tokenmill.backends.llvm.kv_cache import (
@@ -30,16 +31,16 @@ def load_pair(scope: Scope, row: Value, pair: Value) -> Pair:
     return scope.f.load(F32, start, 4), scope.f.load(F32, start.at(_VECTOR_BYTES), 4)
 
 
-def load_value(scope: Scope, name: str, row: Value, pair: Value) -> Pair:
-    """A pair of a value that lies in memory; features beyond its true width are zero."""
+def load_value(scope: Scope, name: str, row: Value, pair: Value, beyond: float = 0.0) -> Pair:
+    """A pair of a value that lies in memory; features beyond its true width are `beyond`."""
     low, high = load_pair(scope, scope.row_address(name, row), pair)
-    width = int(scope.types[name].shape[1])
+    width = scope.types[name].width
     if width % PAIR_ROWS == 0:
         return low, high
     f = scope.f
     left = scope.lanes.splat(f.cast("trunc", f.const("i64", width) - pair * PAIR_ROWS, "i32"))
     masks = [f.lanes(I32, range(i, i + LANES)).compare("slt", left) for i in (0, LANES)]
-    return f.select(masks[0], low, 0.0), f.select(masks[1], high, 0.0)
+    return f.select(masks[0], low, beyond), f.select(masks[1], high, beyond)
 
 
 def store_pair(scope: Scope, values: Pair, row: Value, pair: Value) -> None:
@@ -80,8 +81,8 @@ class Epilogue:
             case "mul":
                 [a, b] = operands
                 return a[0] * b[0], a[1] * b[1]
-            case "silu":
-                return _silu(scope, operands[0][0]), _silu(scope, operands[0][1])
+            case "silu" | "gelu" | "scale" | "softcap":
+                return _unary(scope, node, operands[0][0]), _unary(scope, node, operands[0][1])
             case "rope":
                 return _rope(scope, node, operands[0], row, pair)
             case "round":
@@ -97,10 +98,25 @@ def _operand(scope: Scope, name: str, made: dict[str, Pair], row: Value, pair: V
     return load_value(scope, name, row, pair)
 
 
-def _silu(scope: Scope, x: Value) -> Value:
+def _unary(scope: Scope, node: Node, x: Value) -> Value:
+    match node.op:
+        case "silu":
+            return _gated(scope, x, x)
+        case "gelu":  # see numerics.gelu
+            cubed = x * x * x
+            inner = (x + cubed * 0.044715) * sqrt(2 / pi)
+            return _gated(scope, x, inner * 2.0)
+        case "scale":
+            return x * node.real("by")
+        case _:
+            return scope.lanes.softcap(x, node.real("cap"))
+
+
+def _gated(scope: Scope, x: Value, gate: Value) -> Value:
+    """x * sigmoid(gate)."""
     one = scope.f.const(F32, 1.0)
     lanes = scope.lanes
-    negative = scope.f.const(F32, 0.0) - x
+    negative = scope.f.const(F32, 0.0) - gate
     bounded = scope.f.select(negative.compare("ogt", 88.0), scope.f.const(F32, 88.0), negative)
     return x / (one + lanes.exp(bounded))
 
@@ -110,7 +126,7 @@ def _rope(scope: Scope, node: Node, x: Pair, row: Value, pair: Value) -> Pair:
     f, lanes = scope.f, scope.lanes
     head_dim = node.integer("head_dim")
     half_bytes = 2 * padded_head(head_dim)
-    table = scope.angles(head_dim, node.real("theta"))
+    table = scope.angles(node)
     position = f.widen(scope.element("positions", row))
     in_head = pair % (padded_head(head_dim) // PAIR_ROWS)
     start = table.at(position * (2 * half_bytes)).at(in_head * _VECTOR_BYTES)

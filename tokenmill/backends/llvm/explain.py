@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tokenmill.backends.llvm.compile import assembly, optimized_ir
 from tokenmill.backends.llvm.emit import Module
 from tokenmill.backends.llvm.lower import Options, lower_alone, segments_in
-from tokenmill.backends.llvm.lower_linear import Segment
+from tokenmill.backends.llvm.lower_linear import LINEARS, Segment
 from tokenmill.backends.llvm.tiles import Tile, emit_tile
 from tokenmill.ir.graph import Function, Graph, Node
 from tokenmill.ir.order import GROUP
@@ -72,7 +72,7 @@ def _functions(
             yield f"{caller}.{name}.finish", "the epilogue: what is done with a tile's results"
     if node.op == "sample":
         yield "sample_row", "the sampler: one row of logits becomes a token"
-    is_linear = any(leaf.op == "linear" for leaf in node.leaves)
+    is_linear = any(leaf.op in LINEARS for leaf in node.leaves)
     work = "gives its share of the outputs to the kernel" if is_linear else "computes its share"
     yield caller, f"the phase: each thread {work}"
 

@@ -1,6 +1,6 @@
 """The paged KV cache in memory: where a head of a block lies, and how tokens are stored in it.
 
-    pool   [layer][block][head]
+    pool   [layer][block][head]; layers with a window may have fewer blocks than others
     keys   f32   [dimension][position]            one vector covers a block's positions
            bf16  [dimension / 2][position][2]
            int8  [pair]: [dimension][position], then a float32 scale for each position
@@ -15,7 +15,7 @@ from tokenmill.backends.llvm.emit import Value
 from tokenmill.backends.llvm.lanes import I32, Lanes
 from tokenmill.backends.llvm.packing import PAIR_ROWS
 from tokenmill.backends.llvm.scope import Scope
-from tokenmill.ir.graph import Node
+from tokenmill.ir.graph import Node, Type
 from tokenmill.ir.numerics import SMALLEST_GROUP
 from tokenmill.ir.order import LANES, padded_head
 
@@ -24,6 +24,11 @@ Pair = tuple[Value, Value]
 ELEMENT_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
 SCALES_BYTES = 4 * BLOCK_SIZE
 """The scales of one pair of an int8 head."""
+
+
+def is_windowed(kv: Type) -> bool:
+    """Is it a cache of which only a window is read again?"""
+    return len(kv.shape) == 3
 
 
 def head_bytes(head_dim: int, to: str) -> int:
@@ -41,14 +46,14 @@ def head_address(scope: Scope, field: str, block: Value, head: Value, node: Node
     """Where a head of a block starts; `field` is keys or values, `node` the kv_write."""
     size = head_bytes(node.integer("head_dim"), node.string("to"))
     heads = int(node.result.type.shape[0])
-    layer_bytes = scope.load("key_layer_bytes" if field == "keys" else "value_layer_bytes")
-    base = scope.load(field, "ptr").at(scope.layer * layer_bytes)
+    base = scope.load(field, "ptr").at(scope.element("cache_starts", scope.layer, "i64"))
     return base.at(block * (heads * size)).at(head * size)
 
 
 def token_head(scope: Scope, field: str, row: Value, head: Value, node: Node) -> Value:
     """The same for the block that a token of this step is written to."""
-    block = scope.f.widen(scope.element("token_blocks", row))
+    blocks = "window_token_blocks" if is_windowed(node.result.type) else "token_blocks"
+    block = scope.f.widen(scope.element(blocks, row))
     return head_address(scope, field, block, head, node)
 
 

@@ -64,6 +64,14 @@ class Lanes:
         power = f.bitcast((n + 127) << 23, x.type)
         return f.select(x.compare("olt", -87.0), f.const(x.type, 0.0), value * power)
 
+    def softcap(self, x: Value, cap: float) -> Value:
+        """cap * tanh(x / cap), through exp(-2|x| / cap), which cannot overflow."""
+        f = self.f
+        power = self.exp(self.absolute(x) * (-2.0 / cap))
+        one = f.const(x.type, 1.0)
+        size = (one - power) / (one + power) * cap
+        return f.select(x.compare("olt", 0.0), f.const(x.type, -0.0) - size, size)
+
     def tree(self, x: Value, combine: str = "add") -> Value:
         """All lanes to one scalar by halving (order.tree_sum); `combine` is add, max or min.
 

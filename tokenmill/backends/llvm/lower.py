@@ -8,14 +8,31 @@ put them.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 from tokenmill.backends.llvm.emit import Function, Module, Value
 from tokenmill.backends.llvm.lower_attention import lower_attention
-from tokenmill.backends.llvm.lower_linear import LinearLowering, Segment, segments_of, stored_orders
+from tokenmill.backends.llvm.lower_experts import (
+    ExpertLowering,
+    handle_rows,
+    lower_combine,
+    lower_dispatch,
+    lower_group,
+    lower_route,
+    words_of,
+)
+from tokenmill.backends.llvm.lower_linear import (
+    LINEARS,
+    LinearLowering,
+    Segment,
+    segments_of,
+    stored_orders,
+)
 from tokenmill.backends.llvm.lower_rows import (
     copy_row,
     lower_elementwise,
     lower_embed,
+    lower_head_norm,
     lower_kv_write,
     lower_norm,
     lower_rope,
@@ -53,10 +70,10 @@ class Program:
     entries: tuple[WeightEntry, ...]
     arena_bytes: int
     logits: Buffer
-    num_caches: int
+    caches: tuple[Type | None, ...]  # kv of each layer, then of main; None: it has none
     num_counters: int
-    cache: Type  # kv[heads, head_dim]
     cache_dtype: str
+    has_experts: bool  # so a step may need tiles of any number of rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,21 +128,29 @@ class _Lowering:
         scope = self.scope(main, buffers, f)
         self.phases(scope, main, bodies)
         f.ret()
-        cache = {(n.result.type, n.string("to")) for n in self.writes}
-        if len(cache) > 1:
-            raise ValueError(f"layers with different KV caches: {sorted(map(str, cache))}")
-        cache_type, cache_dtype = next(iter(cache), (Type("kv", (1, 32)), "f32"))
+        dtypes = {n.string("to") for n in self.writes}
+        if len(dtypes) > 1:
+            raise ValueError(f"layers with different KV caches: {sorted(dtypes)}")
         return Program(
             ir_text=str(self.module),
             tiles=tuple(self.tables.tiles),
             entries=tuple(self.entries(main)),
             arena_bytes=self.arena_bytes,
             logits=buffers[main.returns[0]],
-            num_caches=self.num_layers + any(n.op == "kv_write" for n in walk(main.nodes)),
+            caches=tuple(self.caches()),
             num_counters=(self.num_layers + 1) * self.max_attentions(),
-            cache=cache_type,
-            cache_dtype=cache_dtype,
+            cache_dtype=next(iter(dtypes), "f32"),
+            has_experts=any(
+                t.op == "expert_linear" for f in self.graph.functions for t in walk(f.nodes)
+            ),
         )
+
+    def caches(self) -> Iterator[Type | None]:
+        """The cache of each layer, and last that of main."""
+        for repeat in _repeats(self.graph.main):
+            for name in layer_bodies(repeat):
+                yield _cache_of(self.graph.function(name))
+        yield _cache_of(self.graph.main)
 
     # -- where values lie
 
@@ -138,13 +163,14 @@ class _Lowering:
         shapes = {
             name: Buffer(
                 type=types[name],
-                order=heads.get(name, RowOrder(count=int(types[name].shape[1]))),
-                is_record=name in summed or types[name].dtype != "f32",
+                order=heads.get(name, RowOrder(count=words_of(types[name]))),
+                is_record=name in summed or types[name].dtype in ("bf16", "int8"),
+                max_rows=self.max_rows(types[name]),
             )
             for name in shown
             if types[name].dtype not in _HANDLES
         }
-        sizes = {n: b.stride * self.counts[str(b.type.shape[0])] for n, b in shapes.items()}
+        sizes = {name: buffer.size_bytes for name, buffer in shapes.items()}
         plan = plan_memory(
             function,
             sizes,
@@ -154,6 +180,12 @@ class _Lowering:
         )
         self.arena_bytes = max(self.arena_bytes, plan.size_bytes)
         return {n: replace(b, offset=plan.offsets[n]) for n, b in shapes.items()}
+
+    def max_rows(self, kind: Type) -> int:
+        if kind.dtype in ("routes", "groups"):
+            return handle_rows(kind, self.options.max_tokens)
+        leading, *others = kind.rows
+        return self.counts[str(leading)] * prod(map(int, others))
 
     # -- functions
 
@@ -232,6 +264,10 @@ class _Lowering:
             self.barrier(scope)
         elif "linear" in ops:
             LinearLowering(scope, node, segments_in(function, node)).emit()
+        elif "expert_linear" in ops:
+            ExpertLowering(scope, node, segments_in(function, node)).emit()
+        elif "dispatch" in ops:
+            lower_dispatch(scope, node)
         elif "attention" in ops:
             counter = scope.layer * self.max_attentions() + attentions
             lower_attention(scope, node, _write_of(function, node), counter)
@@ -311,7 +347,11 @@ _MAIN_SLOTS = 64
 _PHASES = {
     "select_rows": lower_select,
     "rope": lower_rope,
+    "head_norm": lower_head_norm,
     "kv_write": lower_kv_write,
+    "route": lower_route,
+    "group": lower_group,
+    "combine": lower_combine,
     "sample": lower_sample,
 }
 
@@ -326,7 +366,7 @@ def _parameters() -> list[tuple[str, str]]:
 
 def _summed(function: GraphFunction) -> set[str]:
     """Values that linears read: rounded ones, whose group sums are kept beside them."""
-    return {n.operands[0] for n in walk(function.nodes) if n.op == "linear"}
+    return {n.operands[0] for n in walk(function.nodes) if n.op in LINEARS}
 
 
 def _queries(function: GraphFunction, node: Node) -> dict[str, int]:
@@ -342,10 +382,15 @@ def _stored_heads(function: GraphFunction) -> dict[str, RowOrder]:
     """Values that lie as stored heads: the queries of merged q, k, v nodes."""
     types = function.values
     return {
-        name: RowOrder(count=int(types[name].shape[1]), head_dim=size, is_turned=True)
+        name: RowOrder(count=types[name].width, head_dim=size, is_turned=True)
         for node in function.nodes
         for name, size in _queries(function, node).items()
     }
+
+
+def _cache_of(function: GraphFunction) -> Type | None:
+    writes = (n.result.type for n in walk(function.nodes) if n.op == "kv_write")
+    return next(writes, None)
 
 
 def _write_of(function: GraphFunction, node: Node) -> Node:

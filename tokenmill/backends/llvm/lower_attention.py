@@ -14,6 +14,7 @@ from tokenmill.backends.llvm.epilogue import Epilogue
 from tokenmill.backends.llvm.kv_cache import (
     ELEMENT_BYTES,
     head_address,
+    is_windowed,
     key_pair_bytes,
     load_int8,
     value_scale,
@@ -38,6 +39,8 @@ class _Heads:
     head_dim: int
     to: str
     scale: float
+    window: int  # positions that a token sees; 0: all
+    softcap: float  # 0: none
 
     @property
     def stored(self) -> int:
@@ -60,14 +63,31 @@ def lower_attention(scope: Scope, node: Node, write: Node, counter: Value) -> No
     kv_heads = int(write.result.type.shape[0])
     head_dim = attend.integer("head_dim")
     heads = int(attend.result.type.shape[1]) // head_dim
+    given = dict(attend.attrs)
     sizes = _Heads(
         kv_heads=kv_heads,
         share=heads // kv_heads,
         head_dim=head_dim,
         to=write.string("to"),
         scale=attend.real("scale"),
+        window=attend.integer("window") if "window" in given else 0,
+        softcap=attend.real("softcap") if "softcap" in given else 0.0,
     )
     _Attention(scope, attend, write, sizes, epilogue).emit(counter)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One chunk of positions: [0, count) lie in `blocks`, and the first `skipped` are not seen."""
+
+    blocks: Value  # address of the first one's number
+    skipped: Value
+    count: Value
+
+    @property
+    def blocks_seen(self) -> tuple[Value, Value]:
+        """From which block to which; blocks outside are not read, others may own them."""
+        return self.skipped // BLOCK_SIZE, (self.count + (BLOCK_SIZE - 1)) // BLOCK_SIZE
 
 
 class _Attention:
@@ -113,13 +133,30 @@ class _Attention:
             f.store(self.lanes.zero(), self.outs.at(64 * index))
         length = f.widen(self.scope.element("positions", token)) + 1
         sequence = f.widen(self.scope.element("sequences", token))
-        table = self.scope.load("block_tables", "ptr")
+        kind = "window_tables" if is_windowed(self.write.result.type) else "block_tables"
+        table = self.scope.load(kind, "ptr")
         blocks = table.at(sequence * self.scope.load("table_stride") * 4)
-        with f.loop(0, length, KV_CHUNK) as start:
+        first = self.first_seen(length)
+        with f.loop(first & -KV_CHUNK, length, KV_CHUNK) as start:
             left = length - start
             count = f.select(left.compare("slt", KV_CHUNK), left, KV_CHUNK)
-            self.chunk(query, blocks.at(start // BLOCK_SIZE * 4), head, count)
+            chunk = _Chunk(
+                blocks.at(start // BLOCK_SIZE * 4), self.at_least_0(first - start), count
+            )
+            self.chunk(query, head, chunk)
         self.finish(token, head)
+
+    def first_seen(self, length: Value) -> Value:
+        """The first position that the last of `length` sees."""
+        if not self.sizes.window:
+            return self.f.const("i64", 0)
+        return self.at_least_0(length - self.sizes.window)
+
+    def at_least_0(self, value: Value) -> Value:
+        """Of a window's edge; constant where there is none."""
+        if not self.sizes.window:
+            return self.f.const("i64", 0)
+        return self.f.select(value.compare("slt", 0), 0, value)
 
     def query(self, token: Value, head: Value) -> Value:
         """The address of this item's query heads, stored like the keys."""
@@ -147,25 +184,24 @@ class _Attention:
 
     # -- one chunk
 
-    def chunk(self, query: Value, blocks: Value, head: Value, count: Value) -> None:
+    def chunk(self, query: Value, head: Value, chunk: "_Chunk") -> None:
         f = self.f
-        block_count = (count + (BLOCK_SIZE - 1)) // BLOCK_SIZE
         highest = [f.variable(F32, _NEVER) for _ in range(self.sizes.share)]
-        with f.loop(0, block_count) as block:
-            keys = self.block_head("keys", blocks, block, head)
-            self.score_block(query, keys, block, count, highest)
-        rates = [self.weigh(i, highest[i], block_count) for i in range(self.sizes.share)]
+        with f.loop(*chunk.blocks_seen) as block:
+            keys = self.block_head("keys", chunk.blocks, block, head)
+            self.score_block(query, keys, block, chunk, highest)
+        rates = [self.weigh(i, highest[i], chunk) for i in range(self.sizes.share)]
         for heads in self.head_groups():
-            self.add_values(heads, blocks, head, count, block_count, rates)
+            self.add_values(heads, head, chunk, rates)
 
     def block_head(self, field: str, blocks: Value, block: Value, head: Value) -> Value:
         number = self.f.widen(self.f.load("i32", blocks.at(block * 4)))
         return head_address(self.scope, field, number, head, self.write)
 
     def score_block(
-        self, query: Value, keys: Value, block: Value, count: Value, highest: list[Variable]
+        self, query: Value, keys: Value, block: Value, chunk: "_Chunk", highest: list[Variable]
     ) -> None:
-        """q.k for the positions of one block, one a lane; those beyond the token are never."""
+        """q.k for the positions of one block, one a lane; those that it does not see are never."""
         f, sizes = self.f, self.sizes
         dots = [f.variable(F32, 0.0) for _ in range(sizes.share)]
         with f.loop(0, sizes.stored // PAIR_ROWS) as pair:
@@ -176,10 +212,16 @@ class _Attention:
             else:
                 self.score_pair(at, place, dots)
         lane = f.lanes(I32, range(LANES))
-        limit = self.lanes.splat(f.cast("trunc", count - block * BLOCK_SIZE, "i32"))
+        limit = self.lanes.splat(f.cast("trunc", chunk.count - block * BLOCK_SIZE, "i32"))
+        is_seen = lane.compare("slt", limit)
+        if sizes.window:
+            edge = self.lanes.splat(f.cast("trunc", chunk.skipped - block * BLOCK_SIZE, "i32"))
+            is_seen = is_seen & lane.compare("sge", edge)
         for index, (dot, top) in enumerate(zip(dots, highest, strict=True)):
             score = dot.get() * sizes.scale
-            score = f.select(lane.compare("slt", limit), score, f.const(F32, _NEVER))
+            if sizes.softcap:
+                score = self.lanes.softcap(score, sizes.softcap)
+            score = f.select(is_seen, score, f.const(F32, _NEVER))
             f.store(score, self.scores.at(index * KV_CHUNK * 4).at(block * 64), 64)
             top.set(self.lanes.maximum(score, top.get()))
 
@@ -212,14 +254,14 @@ class _Attention:
         for total, dot in zip(sums, dots, strict=True):
             dot.set(self.lanes.fma(scales, total.get(), dot.get()))
 
-    def weigh(self, index: int, highest: Variable, blocks: Value) -> tuple[Value, Value]:
+    def weigh(self, index: int, highest: Variable, chunk: "_Chunk") -> tuple[Value, Value]:
         """exp(score - top) in place; how much the sums so far and this chunk then count."""
         f, lanes = self.f, self.lanes
         top, total = self.tops[index], self.totals[index]
         chunk_top = lanes.tree(highest.get(), "max")
         scores = self.scores.at(index * KV_CHUNK * 4)
         mass = f.variable(F32, 0.0)
-        with f.loop(0, blocks) as block:
+        with f.loop(*chunk.blocks_seen) as block:
             place = scores.at(block * 64)
             weight = lanes.exp(f.load(F32, place, 64) - lanes.splat(chunk_top))
             f.store(weight, place, 64)
@@ -239,22 +281,21 @@ class _Attention:
     def add_values(
         self,
         heads: range,
-        blocks: Value,
         head: Value,
-        count: Value,
-        block_count: Value,
+        chunk: "_Chunk",
         rates: list[tuple[Value, Value]],
     ) -> None:
         """Sum weight * value over the chunk's positions, then merge with what was before."""
         f, sizes, lanes = self.f, self.sizes, self.lanes
         sums = {(h, v): f.variable(F32, 0.0) for h in heads for v in range(sizes.vectors)}
         row_bytes = sizes.stored * ELEMENT_BYTES[sizes.to]
-        with f.loop(0, block_count) as block:
-            values = self.block_head("values", blocks, block, head)
-            left = count - block * BLOCK_SIZE
+        with f.loop(*chunk.blocks_seen) as block:
+            values = self.block_head("values", chunk.blocks, block, head)
+            left = chunk.count - block * BLOCK_SIZE
+            edge = self.at_least_0(chunk.skipped - block * BLOCK_SIZE)
             inside = f.select(left.compare("slt", BLOCK_SIZE), left, BLOCK_SIZE)
             weights = self.scores.at(block * 64)
-            with f.loop(0, inside) as position:
+            with f.loop(edge, inside) as position:
                 row = values.at(position * row_bytes)
                 loaded = [self.load_value(row, v) for v in range(sizes.vectors)]
                 if sizes.to == "int8":

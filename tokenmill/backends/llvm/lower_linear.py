@@ -19,6 +19,8 @@ from tokenmill.backends.llvm.tiles import MAX_ROWS, ROW_BYTES, WIDE_ROWS, Tile
 from tokenmill.ir.graph import Node
 from tokenmill.ir.order import GROUP, LANES
 
+LINEARS = ("linear", "expert_linear")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -37,7 +39,7 @@ def segments_of(node: Node, orders: dict[str, RowOrder]) -> list[Segment]:
     """Cut a node at the linears whose results never meet; `orders` gives stored orders."""
     leaves = node.leaves
     visible = frozenset(v.name for v in node.results)
-    linears = [leaf for leaf in leaves if leaf.op == "linear"]
+    linears = [leaf for leaf in leaves if leaf.op in LINEARS]
     parts: list[tuple[list[Node], set[str]]] = []
     for linear in linears:
         reached = _reached(linear, leaves)
@@ -65,7 +67,7 @@ def _segment(
     visible: frozenset[str],
     orders: dict[str, RowOrder],
 ) -> Segment:
-    rest = [n for n in leaves if n.op != "linear" and reached & set(n.operands)]
+    rest = [n for n in leaves if n.op not in LINEARS and reached & set(n.operands)]
     epilogue = Epilogue(nodes=rest, visible=frozenset(visible & reached))
     return Segment(linears=tuple(members), order=orders[members[0].result.name], epilogue=epilogue)
 
@@ -83,8 +85,8 @@ def stored_orders(node: Node, queries: dict[str, int]) -> dict[str, RowOrder]:
             kinds[keys] = (leaf.integer("head_dim"), True)
             kinds[values] = (leaf.integer("head_dim"), False)
     result = {}
-    for linear in (leaf for leaf in node.leaves if leaf.op == "linear"):
-        size = int(linear.result.type.shape[1])
+    for linear in (leaf for leaf in node.leaves if leaf.op in LINEARS):
+        size = linear.result.type.width
         found = [kinds[n] for n in _reached(linear, node.leaves) if n in kinds]
         head_dim, is_turned = found[0] if found else (None, False)
         result[linear.result.name] = RowOrder(count=size, head_dim=head_dim, is_turned=is_turned)
@@ -245,7 +247,7 @@ class LinearLowering:
     ) -> Pair:
         f = scope.f
         low, high = f.load(F32, results, 64), f.load(F32, results.at(4 * LANES), 64)
-        if len(linear.operands) < 3:
+        if linear.op != "linear" or len(linear.operands) < 3:
             return low, high
         bias = scope.vector(linear.operands[2], order).at(pair * (4 * PAIR_ROWS))
         return low + f.load(F32, bias), high + f.load(F32, bias.at(4 * LANES))

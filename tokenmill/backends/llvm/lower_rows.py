@@ -130,6 +130,47 @@ def lower_norm(scope: Scope, node: Node) -> None:
             epilogue.run(scope, {norm.result.name: made}, t, pair)
 
 
+def lower_head_norm(scope: Scope, node: Node) -> None:
+    """The norm of each head by itself; heads lie side by side, whatever their size."""
+    f, lanes = scope.f, scope.lanes
+    head_dim = node.integer("head_dim")
+    heads = int(node.result.type.shape[1]) // head_dim
+    weight = scope.vector(node.operands[1])
+    ends = [(at, min(LANES, head_dim - at)) for at in range(0, head_dim, LANES)]
+    with scope.share(scope.count(node.operands[0])) as t, f.loop(0, heads) as head:
+        source = scope.row_address(node.operands[0], t).at(head * (4 * head_dim))
+        out = scope.row_address(node.result.name, t).at(head * (4 * head_dim))
+        vectors = [_load_part(scope, source.at(4 * at), size) for at, size in ends]
+        total = lanes.zero()
+        for vector in vectors:
+            total = lanes.fma(vector, vector, total)
+        root = f.overloaded("sqrt", lanes.tree(total) / float(head_dim) + node.real("eps"))
+        scale = lanes.splat(f.const("float", 1.0) / root)
+        for (at, size), vector in zip(ends, vectors, strict=True):
+            made = vector * scale * f.load(F32, weight.at(4 * at))
+            _store_part(scope, made, out.at(4 * at), size)
+
+
+def _load_part(scope: Scope, place: Value, size: int) -> Value:
+    """A vector of `size` floats; the lanes beyond them are zero, and not read."""
+    f = scope.f
+    if size == LANES:
+        return f.load(F32, place)
+    slot = f.variable(F32, 0.0)
+    for lane in range(size):
+        f.store(f.load("float", place.at(4 * lane)), Value(f, slot.text, "ptr").at(4 * lane))
+    return slot.get()
+
+
+def _store_part(scope: Scope, values: Value, place: Value, size: int) -> None:
+    """The first `size` lanes, which others may lie right behind."""
+    if size == LANES:
+        scope.f.store(values, place)
+        return
+    for lane in range(size):
+        scope.f.store(scope.f.extract(values, lane), place.at(4 * lane))
+
+
 def lower_select(scope: Scope, node: Node) -> None:
     """Copy the rows whose logits are wanted."""
     source = node.operands[0]
@@ -146,7 +187,7 @@ def copy_row(scope: Scope, origin: Value, out: Value, size: int) -> None:
 
 
 def lower_elementwise(scope: Scope, node: Node) -> None:
-    """add, mul, silu and round on values that lie in memory."""
+    """add, mul, silu, round and their like on values that lie in memory."""
     f = scope.f
     epilogue = Epilogue(nodes=node.leaves, visible=frozenset(v.name for v in node.results))
     with scope.share(scope.count(node.operands[0])) as t:
@@ -161,7 +202,7 @@ def lower_rope(scope: Scope, node: Node) -> None:
     head_dim = node.integer("head_dim")
     half = head_dim // 2
     half_bytes = 2 * padded_head(head_dim)
-    table = scope.angles(head_dim, node.real("theta"))
+    table = scope.angles(node)
     heads = int(node.result.type.shape[1]) // head_dim
     with scope.share(scope.count(node.operands[0])) as t:
         source = scope.row_address(node.operands[0], t)

@@ -17,7 +17,7 @@ from tokenmill.backends.base import (
     StepOutput,
 )
 from tokenmill.backends.llvm.context import Context
-from tokenmill.backends.llvm.kv_cache import head_bytes
+from tokenmill.backends.llvm.kv_cache import head_bytes, is_windowed
 from tokenmill.backends.llvm.lower import Program
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import round_up
@@ -25,6 +25,8 @@ from tokenmill.backends.llvm.program import CompiledProgram
 from tokenmill.backends.llvm.tiles import MAX_ROWS, rows_per_tile
 from tokenmill.backends.llvm.weights import PackedWeights, angle_table
 from tokenmill.backends.llvm.workers import Workers
+from tokenmill.ir.graph import Type
+from tokenmill.ir.numerics import Angles
 from tokenmill.ir.order import LANES
 
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
@@ -102,10 +104,11 @@ class LlvmModel:
         self._posted: StepInput | None = None
         self._is_closed = False
         self._arena = Arena(max(program.arena_bytes, 64))
-        self._keys, self._values = (Arena(self._pool_bytes(program)) for _ in range(2))
+        self._pools = _pools(program, limits)
+        size_bytes = sum(pool.size_bytes for pool in self._pools)
+        self._keys, self._values = (Arena(max(size_bytes, 64)) for _ in range(2))
+        self._cache_starts = np.cumsum([0, *(p.size_bytes for p in self._pools)], dtype=np.int64)
         self._logits = program.logits
-        self._num_caches = program.num_caches
-        self._block_bytes = kv_block_bytes(program) // (2 * max(1, program.num_caches))
         self._tiles = np.zeros((len(program.tiles), MAX_ROWS), np.int64)
         self._ready_tiles: set[int] = set()
         self._counters = np.zeros((program.num_counters, 8), np.int64)
@@ -119,14 +122,10 @@ class LlvmModel:
         self._workers = Workers(threads, compiled.options.row, cache=compiled.objects)
         self._fill_context(program)
 
-    def _pool_bytes(self, program: Program) -> int:
-        """Bytes of the keys of all blocks; those of the values are as many."""
-        return self._limits.blocks * kv_block_bytes(program) // 2
-
-    def _angle_tables(self, program: Program) -> dict[tuple[int, float], npt.NDArray[np.float32]]:
+    def _angle_tables(self, program: Program) -> dict[Angles, npt.NDArray[np.float32]]:
         positions = self._limits.blocks_per_sequence * BLOCK_SIZE
         wanted = {e.slot.angles for e in program.entries if e.slot.angles is not None}
-        return {key: angle_table(*key, positions) for key in wanted}
+        return {key: angle_table(key, positions) for key in wanted}
 
     def _fill_context(self, program: Program) -> None:
         context = self._context
@@ -134,14 +133,13 @@ class LlvmModel:
         context["arena"] = self._arena.address
         context["keys"] = self._keys.address
         context["values"] = self._values.address
-        layer_bytes = self._pool_bytes(program) // program.num_caches
-        context["key_layer_bytes"] = context["value_layer_bytes"] = layer_bytes
         context["vocab"] = self._limits.vocab_size
         context["sample_stride"] = self._scratch.strides[0]
         for field, array in (
             ("tiles", self._tiles),
             ("weights", self._table),
             ("counters", self._counters),
+            ("cache_starts", self._cache_starts),
             ("slots", self._slots),
             ("sampled", self._sampled),
             ("sample_scratch", self._scratch),
@@ -160,6 +158,8 @@ class LlvmModel:
         """Have the tile kernels ready that a step of so many tokens needs."""
         size = rows_per_tile(tokens)
         wanted = {size, (tokens - 1) % size + 1}
+        if self._compiled.program.has_experts:
+            wanted |= set(range(1, min(tokens, MAX_ROWS) + 1))
         for rows in wanted - self._ready_tiles:
             for kind, address in self._compiled.tile_addresses(rows).items():
                 self._tiles[kind, rows - 1] = address
@@ -171,8 +171,7 @@ class LlvmModel:
         for count in {len(step.tokens), len(step.rows)} - {0}:
             self.prepare(count)
         self._counters[:] = 0
-        if step.copies is not None:
-            self._copy_blocks(step.copies)
+        self._copy_blocks(step)
         self._set_step(step)
         self._posted = step
         self._workers.post(self._compiled.step_address, self._context.address)
@@ -182,16 +181,20 @@ class LlvmModel:
         assert 0 < len(step.tokens) <= limits.tokens, len(step.tokens)
         assert len(step.rows) <= limits.rows, len(step.rows)
         assert step.block_tables.shape[1] <= limits.blocks_per_sequence
+        assert (step.window_tables is not None) == bool(limits.window_blocks)
 
     def _set_step(self, step: StepInput) -> None:
         """Point the context at the step's arrays, which `_step` keeps alive."""
         index, _ = np.divmod(step.positions, BLOCK_SIZE)
+        windows = step.block_tables if step.window_tables is None else step.window_tables
         self._step = {
             "tokens": _packed(step.tokens, np.int32),
             "positions": _packed(step.positions, np.int32),
             "sequences": _packed(step.sequences, np.int32),
             "block_tables": _packed(step.block_tables, np.int32),
+            "window_tables": _packed(windows, np.int32),
             "token_blocks": _packed(step.block_tables[step.sequences, index], np.int32),
+            "window_token_blocks": _packed(windows[step.sequences, index], np.int32),
             "rows": _packed(step.rows, np.int32),
         }
         context = self._context
@@ -230,12 +233,17 @@ class LlvmModel:
         for field in fields(Scores):
             self._context.point(field.name, getattr(self._scores, field.name))
 
-    def _copy_blocks(self, copies: I32Array) -> None:
+    def _copy_blocks(self, step: StepInput) -> None:
         """Copy whole blocks in every layer; no step is in flight."""
-        for pool in (self._keys, self._values):
-            blocks = pool.view(np.uint8, (self._num_caches, self._limits.blocks, self._block_bytes))
-            for source, target in copies.tolist():
-                blocks[:, target] = blocks[:, source]
+        has_windows = step.window_tables is not None
+        for start, pool in zip(self._cache_starts.tolist(), self._pools, strict=False):
+            copies = step.window_copies if has_windows and pool.is_windowed else step.copies
+            if copies is None or not pool.size_bytes:
+                continue
+            for arena in (self._keys, self._values):
+                blocks = arena.view(np.uint8, (pool.num_blocks, pool.block_bytes), start)
+                for source, target in copies.tolist():
+                    blocks[target] = blocks[source]
 
     def wait(self) -> StepOutput:
         step = self._posted
@@ -266,10 +274,50 @@ class LlvmModel:
             arena.close()
 
 
-def kv_block_bytes(program: Program) -> int:
-    """Bytes that one block takes in all layers, keys and values."""
-    heads, head_dim = (int(d) for d in program.cache.shape)
-    return 2 * program.num_caches * heads * head_bytes(head_dim, program.cache_dtype)
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """The blocks of one layer: keys or values."""
+
+    num_blocks: int
+    block_bytes: int
+    is_windowed: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+
+def _pools(program: Program, limits: StepLimits) -> list[_Pool]:
+    """That of each layer, in order."""
+    pools = []
+    for cache in program.caches:
+        has_window = cache is not None and is_windowed(cache)
+        own = limits.window_blocks if has_window and limits.window_blocks else limits.blocks
+        pools.append(
+            _Pool(
+                num_blocks=own,
+                block_bytes=_block_bytes(program, cache),
+                is_windowed=has_window,
+            )
+        )
+    return pools
+
+
+def _block_bytes(program: Program, cache: Type | None) -> int:
+    """Bytes of a block's keys, or of its values, in one layer."""
+    if cache is None:
+        return 0
+    heads, head_dim = map(int, cache.shape[:2])
+    return heads * head_bytes(head_dim, program.cache_dtype)
+
+
+def kv_block_bytes(program: Program) -> tuple[int, int]:
+    """Bytes that a block takes, keys and values: in all layers without a window, and with one."""
+    sizes = [0, 0]
+    for cache in program.caches:
+        if cache is not None:
+            sizes[is_windowed(cache)] += 2 * _block_bytes(program, cache)
+    return sizes[0], sizes[1]
 
 
 def _packed(array: AnyArray, dtype: npt.DTypeLike) -> AnyArray:

@@ -162,26 +162,28 @@ class RowOrder:
     """The order in which `count` outputs are stored, filled up to whole pairs of blocks.
 
     With a `head_dim`, they are heads, each in the order of `stored_dims`; without, they lie as
-    they come.
+    they come, each of `parts` of them (the experts) filled up by itself.
     """
 
     count: int
     head_dim: int | None = None
     is_turned: bool = False
+    parts: int = 1
 
     @property
     def width(self) -> int:
         """Stored places, filling included."""
         if self.head_dim is None:
-            return round_up(self.count, PAIR_ROWS)
+            return self.parts * round_up(self.count // self.parts, PAIR_ROWS)
         return self.count // self.head_dim * padded_head(self.head_dim)
 
     def rows(self) -> npt.NDArray[np.intp]:
         """The output that each place holds; -1 is filling."""
         if self.head_dim is None:
-            rows = np.full(self.width, -1, np.intp)
-            rows[: self.count] = np.arange(self.count)
-            return rows
+            rows = np.full((self.parts, self.width // self.parts), -1, np.intp)
+            size = self.count // self.parts
+            rows[:, :size] = np.arange(self.count).reshape(self.parts, size)
+            return rows.reshape(-1)
         dims = stored_dims(self.head_dim, is_turned=self.is_turned)
         starts = np.arange(self.count // self.head_dim)[:, None] * self.head_dim
         return np.where(dims >= 0, starts + dims, -1).reshape(-1)

@@ -7,6 +7,7 @@ cover the graph's text, the options and the instruction-set row; `cache_key` add
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tokenmill.backends.llvm.compile import LoadedObject, compile_object, load_object
 from tokenmill.backends.llvm.emit import Module
@@ -16,6 +17,7 @@ from tokenmill.backends.llvm.packing import PACKINGS, RowOrder
 from tokenmill.backends.llvm.scope import Buffer, Slot
 from tokenmill.backends.llvm.tiles import WIDE_ROWS, Tile, emit_tile
 from tokenmill.ir.graph import Graph, Type
+from tokenmill.ir.numerics import Angles
 from tokenmill.ir.text import print_graph
 from tokenmill.passes.pipeline import SPMD_PASSES, NamedPass, numeric_passes, run_passes
 
@@ -115,10 +117,10 @@ def manifest_of(program: Program) -> bytes:
         "entries": [_entry_fields(e) for e in program.entries],
         "arena_bytes": program.arena_bytes,
         "logits": _buffer_fields(program.logits),
-        "num_caches": program.num_caches,
+        "caches": [str(cache) if cache else None for cache in program.caches],
         "num_counters": program.num_counters,
-        "cache": str(program.cache),
         "cache_dtype": program.cache_dtype,
+        "has_experts": program.has_experts,
     }
     return json.dumps(fields).encode()
 
@@ -132,10 +134,10 @@ def read_manifest(data: bytes) -> Program:
         entries=tuple(_read_entry(e) for e in fields["entries"]),
         arena_bytes=fields["arena_bytes"],
         logits=_read_buffer(fields["logits"]),
-        num_caches=fields["num_caches"],
+        caches=tuple(Type.parse(text) if text else None for text in fields["caches"]),
         num_counters=fields["num_counters"],
-        cache=Type.parse(fields["cache"]),
         cache_dtype=fields["cache_dtype"],
+        has_experts=fields["has_experts"],
     )
 
 
@@ -143,7 +145,8 @@ def _entry_fields(entry: WeightEntry) -> list[object]:
     slot = entry.slot
     packing = [slot.packing.format, slot.packing.dot] if slot.packing else None
     order = asdict(slot.order) if slot.order else None
-    return [entry.place, entry.name, slot.name, packing, order, slot.angles]
+    angles = asdict(slot.angles) if slot.angles else None
+    return [entry.place, entry.name, slot.name, packing, order, angles]
 
 
 def _read_entry(fields: list[object]) -> WeightEntry:
@@ -152,10 +155,14 @@ def _read_entry(fields: list[object]) -> WeightEntry:
         name=str(slot_name),
         packing=PACKINGS[packing[0], packing[1]] if isinstance(packing, list) else None,
         order=RowOrder(**order) if isinstance(order, dict) else None,
-        angles=(angles[0], angles[1]) if isinstance(angles, list) else None,
+        angles=_read_angles(angles) if isinstance(angles, dict) else None,
     )
     assert isinstance(place, int)
     return WeightEntry(place=place, name=str(name), slot=slot)
+
+
+def _read_angles(fields: dict[str, Any]) -> Angles:
+    return Angles(frequencies=tuple(fields["frequencies"]), magnitude=fields["magnitude"])
 
 
 def _buffer_fields(buffer: Buffer) -> dict[str, object]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, cast
 
 from tokenmill.backends.llvm.context import load_field
 from tokenmill.backends.llvm.emit import Function, Module, Value
@@ -12,7 +14,8 @@ from tokenmill.backends.llvm.lanes import Lanes
 from tokenmill.backends.llvm.packing import PAIR_ROWS, Packing, RowOrder, round_up
 from tokenmill.backends.llvm.target import Row
 from tokenmill.backends.llvm.tiles import Record, Tile
-from tokenmill.ir.graph import Type
+from tokenmill.ir.graph import Node, Type
+from tokenmill.ir.numerics import Angles
 from tokenmill.ir.order import GROUP
 
 
@@ -21,13 +24,14 @@ class Buffer:
     """Where a value lies: row t at arena + offset + t * stride.
 
     A value that a linear reads lies as a Record, and so does any rounded one; others lie as
-    floats.
+    floats. `routes` and `groups` are words: see lower_experts.py.
     """
 
     type: Type
     order: RowOrder
     is_record: bool
     offset: int = 0
+    max_rows: int = 0
 
     @property
     def width(self) -> int:
@@ -42,19 +46,23 @@ class Buffer:
         size = self.record.size if self.is_record else 4 * self.width
         return round_up(size, 64)
 
+    @property
+    def size_bytes(self) -> int:
+        return self.max_rows * self.stride
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
     """One entry of the table of packed weights: which weight, and how it is laid out.
 
-    `packing` is None for a vector; `angles` is (head_dim, theta) for a table of rotary angles,
-    which is no weight of the model's.
+    `packing` is None for a vector; `angles` is set for a table of rotary angles, which is no
+    weight of the model's.
     """
 
     name: str
     packing: Packing | None = None
     order: RowOrder | None = None
-    angles: tuple[int, float] | None = None
+    angles: Angles | None = None
 
 
 @dataclass
@@ -123,15 +131,16 @@ class Scope:
         order = order or RowOrder(count=int(self.types[name].shape[0]))
         return self.weight(Slot(name=name, order=order))
 
-    def angles(self, head_dim: int, theta: float) -> Value:
-        """The address of the table of cosines and sines by position."""
-        return self.weight(Slot(name=f"angles.{head_dim}", angles=(head_dim, theta)))
+    def angles(self, rope: Node) -> Value:
+        """The address of a rotation's table of cosines and sines by position."""
+        angles = angles_of(rope)
+        return self.weight(Slot(name=f"angles.{2 * len(angles.frequencies)}", angles=angles))
 
     def count(self, name: str) -> Value:
         """How many rows a value has in this step."""
-        leading = self.types[name].shape[0]
+        leading, *others = self.types[name].rows or self.types[name].shape
         assert isinstance(leading, str)
-        return self.load(leading)
+        return self.load(leading) * prod(map(int, others))
 
     @contextmanager
     def share(self, total: Value) -> Iterator[Value]:
@@ -141,6 +150,11 @@ class Scope:
         stop = (total * (thread + 1)) // threads
         with self.f.loop(start, stop) as index:
             yield index
+
+
+def angles_of(rope: Node) -> Angles:
+    """The angles of a `rope` node, from its attributes."""
+    return Angles.of(**cast("dict[str, Any]", dict(rope.attrs)))
 
 
 def pairs_of(buffer: Buffer) -> int:

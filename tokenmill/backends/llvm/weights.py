@@ -11,7 +11,7 @@ from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import pack_matrix, pack_vector, round_up
 from tokenmill.backends.llvm.scope import Slot
 from tokenmill.ir.formats import Weight
-from tokenmill.ir.numerics import rope_angles
+from tokenmill.ir.numerics import Angles
 from tokenmill.ir.order import GROUP, LANES, padded_head
 
 _ALIGN = 64
@@ -51,7 +51,7 @@ class PackedWeights:
                 _pack(arena, offset, slot, weight)
 
     def table(
-        self, program: Program, arena_address: int, angles: Mapping[tuple[int, float], int]
+        self, program: Program, arena_address: int, angles: Mapping[Angles, int]
     ) -> npt.NDArray[np.int64]:
         """The table of addresses that a program reads; `angles` gives those of angle tables."""
         table = np.zeros(max((e.place for e in program.entries), default=0) + 1, np.int64)
@@ -90,12 +90,11 @@ def _pack(arena: Arena, offset: int, slot: Slot, weight: Weight) -> None:
         arena.view(np.uint8, blocks.shape, place)[:] = blocks
 
 
-def angle_table(head_dim: int, theta: float, positions: int) -> npt.NDArray[np.float32]:
+def angle_table(angles: Angles, positions: int) -> npt.NDArray[np.float32]:
     """Cosines, then sines of each position, each filled up to half a stored head."""
-    table = np.zeros((positions, 2, padded_head(head_dim) // 2), np.float32)
+    pairs = len(angles.frequencies)
+    table = np.zeros((positions, 2, padded_head(2 * pairs) // 2), np.float32)
     for start in range(0, positions, _SLICE_POSITIONS):
         part = table[start : start + _SLICE_POSITIONS]
-        angles = rope_angles(np.arange(start, start + len(part)), head_dim, theta)
-        part[:, 0, : angles.shape[1]] = np.cos(angles)
-        part[:, 1, : angles.shape[1]] = np.sin(angles)
+        part[:, 0, :pairs], part[:, 1, :pairs] = angles.turns(np.arange(start, start + len(part)))
     return table

@@ -36,11 +36,12 @@ class Interpreter:
         """The values that `main` returns; `inputs` are its parameters by name."""
         return self._call(self.graph.main, inputs, _main_name)
 
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy one block of every layer's keys and values."""
+    def copy_block(self, source: int, target: int, *, is_windowed: bool) -> None:
+        """Copy one block of keys and values in every layer of one kind."""
         for cache in self.caches.values():
-            cache.keys[target] = cache.keys[source]
-            cache.values[target] = cache.values[source]
+            if cache.is_windowed == is_windowed:
+                cache.keys[target] = cache.keys[source]
+                cache.values[target] = cache.values[source]
 
     def _call(
         self, function: Function, inputs: Mapping[str, object], full_name: FullName
@@ -68,15 +69,24 @@ class Interpreter:
         return x
 
 
-def make_caches(graph: Graph, *, num_blocks: int, block_size: int) -> dict[str, Cache]:
-    """An empty cache for every kv_write of the model, by full name."""
+def make_caches(
+    graph: Graph, *, num_blocks: int, block_size: int, num_window_blocks: int | None = None
+) -> dict[str, Cache]:
+    """An empty cache for every kv_write of the model, by full name.
+
+    Those with a window have `num_window_blocks`, if that is given.
+    """
     caches = {}
     for function, full_name in _calls(graph):
         for node in walk(function.nodes):
             if node.op == "kv_write":
-                shape = (num_blocks, block_size, *map(int, node.result.type.shape))
+                heads, head_dim, *kept = map(int, node.result.type.shape)
+                count = num_window_blocks if kept and num_window_blocks else num_blocks
+                shape = (count, block_size, heads, head_dim)
                 keys, values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-                caches[full_name(node.result.name)] = Cache(keys=keys, values=values)
+                caches[full_name(node.result.name)] = Cache(
+                    keys=keys, values=values, is_windowed=bool(kept)
+                )
     return caches
 
 

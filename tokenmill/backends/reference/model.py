@@ -38,7 +38,12 @@ class ReferenceModel:
         """`weights` by full name; a vector is a Weight of shape [1, K] in f32."""
         for name, kind in graph.weights().items():
             _check_weight(name, kind, weights[name])
-        caches = make_caches(graph, num_blocks=limits.blocks, block_size=BLOCK_SIZE)
+        caches = make_caches(
+            graph,
+            num_blocks=limits.blocks,
+            block_size=BLOCK_SIZE,
+            num_window_blocks=limits.window_blocks,
+        )
         self._interpreter = Interpreter(graph=graph, weights=weights, caches=caches)
         self._limits = limits
         self._slots = np.zeros(limits.slots, np.int32)
@@ -55,8 +60,11 @@ class ReferenceModel:
         """Compute the step here and now; `wait` hands it out."""
         assert self._output is None, "a step is in flight already"
         check_step(step, self._limits)
-        for source, target in [] if step.copies is None else step.copies.tolist():
-            self._interpreter.copy_block(source, target)
+        has_pools = step.window_tables is not None
+        kinds = ((step.copies, False), (step.window_copies if has_pools else step.copies, True))
+        for copies, is_windowed in kinds:
+            for source, target in [] if copies is None else copies.tolist():
+                self._interpreter.copy_block(source, target, is_windowed=is_windowed)
         arrays = [v for v in self._interpreter.run(self._inputs(step)) if v is not None]
         logits = arrays[0][:, : self._limits.vocab_size] if step.want_logits else None
         tokens = next((a for a in arrays if a.dtype == np.int32), None)
@@ -84,6 +92,7 @@ class ReferenceModel:
             positions_T=step.positions,
             sequences_T=step.sequences,
             blocks_SB=step.block_tables,
+            window_blocks_SB=step.window_tables,
             block_size=BLOCK_SIZE,
         )
         by_type = {
@@ -165,6 +174,10 @@ def check_step(step: StepInput, limits: StepLimits) -> None:
     assert tables.shape[0] <= limits.sequences
     assert tables.shape[1] <= limits.blocks_per_sequence
     assert ((tables >= 0) & (tables < limits.blocks)).all()
+    assert (step.window_tables is not None) == bool(limits.window_blocks)
+    if step.window_tables is not None:
+        assert step.window_tables.shape == tables.shape
+        assert ((step.window_tables >= 0) & (step.window_tables < limits.window_blocks)).all()
     assert (step.positions >= 0).all()
     assert (step.positions < BLOCK_SIZE * tables.shape[1]).all()
     is_same = np.diff(step.sequences) == 0

