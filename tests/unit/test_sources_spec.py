@@ -54,6 +54,7 @@ def test_hub_forms(spec, repo, file, revision):
     [
         "hf:",
         "hf:alone",
+        "~\0",
         "hf:a/",
         "hf:a/b@",
         "hf:../b",

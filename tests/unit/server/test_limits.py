@@ -339,7 +339,7 @@ def test_the_log_has_the_id_of_the_answer_and_what_was_used(caplog) -> None:
         for fields in ({"request_id": "gone"}, {"request_id": "left", "stream": True}):
             num_tokens = made.service.llm.engine.stats().generation_tokens
             hang_up(made, {"prompt": "hello", **LONG, "n": 2, **fields}, num_tokens + 6)
-        made.wait_until_idle()
+            made.wait_until_idle()
         wait_for(lambda: len(caplog.records) >= 3)
     first, *left = [json.loads(record.getMessage()) for record in caplog.records]
     assert first["request_id"] == "zz"
@@ -347,7 +347,8 @@ def test_the_log_has_the_id_of_the_answer_and_what_was_used(caplog) -> None:
     for line in left:
         assert (line["status"], line["finish_reason"]) == (499, "abort")
         assert line["prompt_tokens"] == len(made.service.llm.loaded.tokenizer.encode("hello"))
-        assert 6 <= line["output_tokens"] < 2 * LONG["max_tokens"]
+        # Those of the last step may be on their way yet.
+        assert 4 <= line["output_tokens"] < 2 * LONG["max_tokens"]
 
 
 def test_the_first_token_of_a_stream_is_counted_when_it_comes() -> None:

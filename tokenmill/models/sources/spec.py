@@ -65,6 +65,8 @@ def parse_source(spec: str) -> Source:
     An alias wins over a folder of the same name (write `./smollm2` for the folder).
     Raises UsageError where the form is wrong, ModelNotFoundError where nothing has that name.
     """
+    if "\0" in spec:
+        raise UsageError(f"{spec!r} holds a null character, which no model's name has")
     if alias := ALIASES.get(spec):
         return _parse_remote(alias.spec, name=spec, size_bytes=alias.size_bytes)
     if spec.startswith(("hf:", "pypi:")):
