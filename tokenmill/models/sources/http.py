@@ -29,10 +29,10 @@ _MAX_MESSAGE_CHARS = 300
 
 
 class HttpError(Exception):
-    """An answer that is a refusal (`status`), or no answer (None)."""
+    """An answer that is a refusal (`status`), or no answer (None); the message is a short line."""
 
     def __init__(self, status: int | None, message: str) -> None:
-        super().__init__(message)
+        super().__init__(" ".join(message.split())[:_MAX_MESSAGE_CHARS])
         self.status = status
 
     @property
@@ -185,5 +185,5 @@ def _message(error: urllib.error.HTTPError) -> str:
     with contextlib.suppress(OSError, ValueError, RecursionError, http.client.HTTPException):
         body = json.loads(error.read(MAX_JSON_BYTES))
         if isinstance(body, dict) and (text := body.get("Message")):
-            return f"{error.code}: {str(text)[:_MAX_MESSAGE_CHARS]}"
+            return f"{error.code}: {text}"
     return f"{error.code} {error.reason}"

@@ -59,7 +59,8 @@ def make_client() -> Client:
         endpoint = text if "://" in text else f"https://{text}"
         with contextlib.suppress(ValueError):  # brackets that are no address
             parts = urlsplit(endpoint)
-            if parts.scheme in ("http", "https") and parts.hostname and endpoint.isascii():
+            is_plain = re.fullmatch(r"[!-~]+", endpoint, re.ASCII)
+            if parts.scheme in ("http", "https") and parts.hostname and is_plain:
                 return Client(endpoint=endpoint.rstrip("/"), secrets=_secrets())
         raise UsageError(f"{name} is {text!r}, but must be an address as in {ENDPOINT}")
     return Client(endpoint=ENDPOINT, secrets=_secrets())
