@@ -75,7 +75,7 @@ class FakeModelScope:
         elif self.status != 200 or self.body is not None:
             self._send(handler, self.status, self.body or b"oh")
         else:
-            self._answer_known(handler, address.path, query)
+            self._answer_known(handler, address.path.removeprefix("/moved"), query)
 
     def _answer_known(
         self, handler: BaseHTTPRequestHandler, path: str, query: dict[str, str]
@@ -94,9 +94,9 @@ class FakeModelScope:
     def _send_file(self, handler: BaseHTTPRequestHandler, content: bytes, name: str) -> None:
         wanted = handler.headers["Range"]
         self.requests.append(f"file {name} {wanted or 'whole'}")
-        if self.redirect:
+        if self.redirect and not handler.path.startswith("/moved"):
             handler.send_response(302)
-            handler.send_header("Location", f"{self.redirect}{handler.path}")
+            handler.send_header("Location", f"{self.redirect}/moved{handler.path}")
             handler.end_headers()
             return
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0

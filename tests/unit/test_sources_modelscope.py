@@ -165,6 +165,17 @@ def test_a_branch_that_moved_is_not_continued(serve):
     assert hub.downloads()[0] == "model.safetensors whole"
 
 
+def test_without_checksums_only_a_connection_is_continued(serve):
+    hub = serve(tiny(breaks=[300_000, 0, 0], has_checksums=False))
+    with pytest.raises(ModelNotFoundError):
+        fetch(SPEC)
+    hub.requests.clear()
+    hub.breaks = [300_000]
+    hub.revisions["master"] = FILES | {"model.safetensors": WEIGHTS[::-1]}
+    assert (fetch(SPEC).path / "model.safetensors").read_bytes() == WEIGHTS[::-1]
+    assert [name.split()[1][:5] for name in hub.downloads()[:2]] == ["whole", "bytes"]
+
+
 def test_refresh_fetches_only_what_has_changed(serve):
     hub = serve(tiny())
     fetch(SPEC)
@@ -316,6 +327,14 @@ def test_the_token_is_not_shown_to_another_host(serve, monkeypatch):
         assert (fetch(SPEC).path / "model.safetensors").read_bytes() == WEIGHTS
     assert set(hub.secrets_seen) == {"Bearer ms-secret"}
     assert set(storage.secrets_seen) == {None}
+
+
+def test_the_token_goes_along_within_the_host(serve, monkeypatch):
+    hub = serve(tiny(token="ms-secret"))
+    hub.redirect = os.environ["MODELSCOPE_ENDPOINT"]
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-secret")
+    assert (fetch(SPEC).path / "model.safetensors").read_bytes() == WEIGHTS
+    assert len(hub.downloads()) == 2 * 3
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -7,6 +7,7 @@ is secret goes to the hub alone, never along with a redirection to another host.
 import contextlib
 import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -103,6 +104,8 @@ class Client:
                 for num_bytes in _copy(answer, file, size_bytes - start):
                     start += num_bytes
                     tell(start)
+                file.flush()
+                os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def _open(

@@ -61,7 +61,9 @@ def _keep_what_serves(plan: Plan, shelf: Shelf, progress: Progress) -> None:
     wanted = {_growing(file, shelf.partial): file for file in plan.files}
     with storage_errors(shelf.partial):
         for path in shelf.partial.iterdir():
-            if path not in wanted or path.stat().st_size > wanted[path].size_bytes:
+            file = wanted.get(path)
+            # Without a checksum nothing would show that it is a part of something else.
+            if file is None or file.sha256 is None or path.stat().st_size > file.size_bytes:
                 path.unlink()
     receipt = read_receipt(shelf.folder)
     with progress.task("looking at what is on disk") as task:
