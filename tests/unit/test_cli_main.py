@@ -114,18 +114,21 @@ def test_models_table(capsys):
     code, out, _ = run(capsys, "models")
     lines = out.splitlines()
     assert code == 0
-    *table, _, cache = lines
+    *table, _, _, models, code_line, packed = lines
     assert [line.split()[0] for line in table] == ["NAME", *ALIASES]
     assert "98.4 MB" in lines[1]
-    assert cache.startswith("Compiled code and packed weights: 0 B of at most 30.0 GB")
+    assert [line.split()[-2:] for line in (models, code_line)] == [["0", "B"]] * 2
+    assert "Packed weights: 0 B, with the code at most 30.0 GB" in packed
 
 
 def test_models_shows_what_the_caches_take(capsys, home, monkeypatch):
-    for name in ("objects", "packed"):
+    for name, size in (("objects", 1_500), ("packed", 3_000)):
         (home / name).mkdir(parents=True)
-        (home / name / "entry.tmc").write_bytes(bytes(1_500))
+        (home / name / "entry.tmc").write_bytes(bytes(size))
     monkeypatch.setenv("TOKENMILL_CACHE_GB", "2.5")
-    assert "3.0 kB of at most 2.5 GB (TOKENMILL_CACHE_GB)" in run(capsys, "models")[1]
+    out = run(capsys, "models")[1]
+    assert "Compiled code:  1.5 kB\n" in out
+    assert "3.0 kB, with the code at most 2.5 GB (TOKENMILL_CACHE_GB)" in out
     monkeypatch.setenv("TOKENMILL_CACHE_GB", "much")
     code, _, err = run(capsys, "models")
     assert code == 2
@@ -135,8 +138,9 @@ def test_models_shows_what_the_caches_take(capsys, home, monkeypatch):
 def test_models_json(capsys):
     code, out, _ = run(capsys, "models", "--json")
     assert code == 0
-    assert [row["name"] for row in json.loads(out)] == list(ALIASES)
-    assert all(row["path"] is None for row in json.loads(out))
+    rows = json.loads(out)["models"]
+    assert [row["name"] for row in rows] == list(ALIASES)
+    assert all(row["path"] is None for row in rows)
 
 
 def test_models_shows_what_is_on_disk(capsys, home):
@@ -154,7 +158,7 @@ def test_models_shows_what_is_on_disk(capsys, home):
     }
     (folder / "receipt.json").write_text(json.dumps(receipt))
     _, out, _ = run(capsys, "models", "--json")
-    row = json.loads(out)[-1]
+    row = json.loads(out)["models"][-1]
     assert (row["name"], row["size_bytes"]) == ("pypi:other==1", 4000)
     assert row["path"] == str(folder / "model.gguf")
 

@@ -1,11 +1,12 @@
 """Which of the files that can be rebuilt go first."""
 
+import errno
 import os
 
 import pytest
 
 from tokenmill.errors import UsageError
-from tokenmill.models.eviction import cache_limit_bytes, cache_size_bytes, evict
+from tokenmill.models.eviction import cache_limit_bytes, clear_cache, evict, measure_cache
 
 NOW_NS = 10**18
 
@@ -31,7 +32,7 @@ def left(home):
 def test_the_least_recently_used_go_until_the_rest_fits(home, limit_bytes, names):
     assert evict(limit_bytes, NOW_NS + 10**10, home) == 100 * (5 - len(names))
     assert left(home) == names
-    assert cache_size_bytes(home) == 100 * len(names)
+    assert measure_cache(home).total_bytes == 100 * len(names)
 
 
 def test_what_is_in_use_stays_whatever_the_limit(home):
@@ -49,7 +50,7 @@ def test_what_is_no_entry_is_left_alone(home):
 
 
 def test_nothing_on_disk_takes_no_space(tmp_path):
-    assert cache_size_bytes(tmp_path) == 0
+    assert measure_cache(tmp_path).total_bytes == 0
     assert evict(0, NOW_NS, tmp_path) == 0
 
 
@@ -65,3 +66,29 @@ def test_another_limit_is_refused(monkeypatch, text):
     monkeypatch.setenv("TOKENMILL_CACHE_GB", text)
     with pytest.raises(UsageError, match=f"TOKENMILL_CACHE_GB is '{text}'"):
         cache_limit_bytes()
+
+
+def test_code_and_weights_are_measured_apart(home):
+    size = measure_cache(home)
+    assert (size.compiled_code_bytes, size.packed_weights_bytes) == (200, 300)
+
+
+def test_all_can_be_deleted_but_what_is_being_written(home):
+    (home / "packed" / "tmp-half").write_bytes(bytes(1000))
+    assert clear_cache(home) == 500
+    assert left(home) == "tmp-half"
+    assert clear_cache(home) == 0
+
+
+def test_what_cannot_be_deleted_is_named_and_the_rest_goes(home, monkeypatch):
+    unlink = type(home).unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(type(home), "unlink", refuse)
+    with pytest.raises(UsageError, match=r"cannot delete .*objects/b \(Permission denied\)"):
+        clear_cache(home)
+    assert left(home) == "b"

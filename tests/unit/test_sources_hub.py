@@ -21,6 +21,9 @@ SAFETENSORS = {
 }
 
 
+USERS_OWN = ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+
+
 def pull(spec, endpoint, tmp_path, command="pull", **environment):
     return subprocess.run(
         [sys.executable, "-m", "tokenmill.cli", command, spec],
@@ -28,7 +31,7 @@ def pull(spec, endpoint, tmp_path, command="pull", **environment):
         text=True,
         timeout=120,
         env={
-            **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+            **{name: value for name, value in os.environ.items() if name not in USERS_OWN},
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(tmp_path / "hf"),
             "TOKENMILL_HOME": str(tmp_path / "home"),
@@ -154,3 +157,60 @@ def test_offline_finds_what_another_program_fetched(tmp_path):
 def test_offline_without_the_model(tmp_path):
     done = pull(f"hf:{REPO}", "http://127.0.0.1:9", tmp_path, TOKENMILL_OFFLINE="1")
     expect_error(done, "the network is off")
+
+
+OTHER = "beef" * 10
+
+
+@pytest.mark.parametrize("revision", ["dev/next", "v1.0", OTHER, "refs/pr/1"])
+def test_a_branch_a_tag_or_a_commit(tmp_path, revision):
+    other = SAFETENSORS | {"model.safetensors": b"other weights"}
+    names = dict.fromkeys(("dev/next", "v1.0", "refs/pr/1"), OTHER)
+    hub = FakeHub(REPO, SAFETENSORS, revisions={OTHER: other}, names=names)
+    with hub.serve() as endpoint:
+        done = pull(f"hf:{REPO}@{revision}", endpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert folder.name == OTHER
+    assert (folder / "model.safetensors").read_bytes() == b"other weights"
+
+
+def test_an_unknown_revision(tmp_path):
+    with FakeHub(REPO, SAFETENSORS).serve() as endpoint:
+        done = pull(f"hf:{REPO}@v9", endpoint, tmp_path)
+    expect_error(done, "hf:org/tiny has no revision 'v9'")
+
+
+def test_a_branch_that_moves_is_followed_by_pull_and_kept_without_network(tmp_path):
+    hub = FakeHub(REPO, SAFETENSORS, names={"dev": COMMIT})
+    with hub.serve() as endpoint:
+        first = pull(f"hf:{REPO}@dev", endpoint, tmp_path)
+        hub.revisions[OTHER] = SAFETENSORS
+        hub.names["dev"] = OTHER
+        second = pull(f"hf:{REPO}@dev", endpoint, tmp_path)
+    third = pull(f"hf:{REPO}@dev", "http://127.0.0.1:9", tmp_path)
+    assert [Path(done.stdout.strip()).name for done in (first, second)] == [COMMIT, OTHER]
+    assert (third.returncode, third.stdout) == (0, second.stdout)
+    assert "using what is on disk" in third.stderr
+
+
+def test_a_private_repository_by_token(tmp_path):
+    (tmp_path / "hf").mkdir()
+    hub = FakeHub(REPO, SAFETENSORS, token="hf_secret")
+    with hub.serve() as endpoint:
+        expect_error(pull(f"hf:{REPO}", endpoint, tmp_path), "`hf auth login` or set HF_TOKEN")
+        done = pull(f"hf:{REPO}", endpoint, tmp_path, HF_TOKEN="hf_secret")
+        assert done.returncode == 0, done.stderr
+        # what `hf auth login` leaves
+        (tmp_path / "hf/token").write_text("hf_secret")
+        done = pull(f"hf:{REPO}@{COMMIT}", endpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_refused(tmp_path, status):
+    with FakeHub(REPO, {}, status=status, error_code="Other").serve() as endpoint:
+        done = pull(f"hf:{REPO}", endpoint, tmp_path, HF_TOKEN="hf_wrong")
+    assert "HF_TOKEN" in done.stderr
+    assert "hf_wrong" not in done.stderr
+    expect_error(done, "hf:org/tiny" if status == 403 else "org/tiny")

@@ -41,12 +41,15 @@ def test_every_alias_is_a_source_of_its_own():
         ("hf:a/b@refs/pr/1", "a/b", None, "refs/pr/1"),
         ("hf:a/b/m.gguf", "a/b", "m.gguf", None),
         ("hf:a/b/sub/m.gguf@v1", "a/b", "sub/m.gguf", "v1"),
+        ("hf:a/b@" + "c0ffee" * 6 + "c0ff", "a/b", None, "c0ffee" * 6 + "c0ff"),
     ],
 )
 def test_hub_forms(spec, repo, file, revision):
-    source = parse_source(spec)
-    assert isinstance(source, HubSource)
-    assert (source.repo, source.file, source.revision) == (repo, file, revision)
+    for hub in ("hf", "modelscope"):
+        source = parse_source(spec.replace("hf", hub, 1))
+        assert isinstance(source, HubSource)
+        assert (source.hub, source.place) == (hub, f"{hub}:{repo}")
+        assert (source.repo, source.file, source.revision) == (repo, file, revision)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,11 @@ def test_hub_forms(spec, repo, file, revision):
         "hf:a/b@-x",
         "hf:a/b/weights.bin",
         "hf:a/b/../c.gguf",
+        "hf:a/b//etc/c.gguf",
+        "modelscope:",
+        "modelscope:alone",
+        "modelscope:a/b@",
+        "modelscope:a/b/./c.gguf",
         "pypi:",
         "pypi:--index-url=x",
         "pypi:a>=1",
@@ -106,7 +114,7 @@ def test_unknown_models_say_what_to_do(spec, hint):
 
 @given(st.text(max_size=40))
 def test_no_text_brings_the_parser_down(text):
-    for prefix in ("", "hf:", "pypi:", "pypi:a{"):
+    for prefix in ("", "hf:", "modelscope:a/b/", "pypi:", "pypi:a{"):
         try:
             parse_source(prefix + text)
         except TokenmillError:

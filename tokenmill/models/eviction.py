@@ -39,9 +39,42 @@ def cache_limit_bytes() -> int:
     return int(limit_gb * 1e9)
 
 
-def cache_size_bytes(home: Path | None = None) -> int:
-    """Bytes of compiled code and packed weights on disk."""
-    return sum(entry.size_bytes for entry in _entries(home))
+@dataclass(frozen=True, kw_only=True)
+class CacheSize:
+    """Bytes on disk."""
+
+    compiled_code_bytes: int
+    packed_weights_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.compiled_code_bytes + self.packed_weights_bytes
+
+
+def measure_cache(home: Path | None = None) -> CacheSize:
+    """How much of the disk is taken by what can be rebuilt."""
+    return CacheSize(
+        compiled_code_bytes=sum(entry.size_bytes for entry in _entries(objects_dir(home))),
+        packed_weights_bytes=sum(entry.size_bytes for entry in _entries(packed_dir(home))),
+    )
+
+
+def clear_cache(home: Path | None = None) -> int:
+    """Delete all of it; returns the bytes that became free.
+
+    A process that runs keeps what it has opened. Raises UsageError, after all others are deleted,
+    where an entry cannot be.
+    """
+    freed, failed = 0, ""
+    for entry in _all_entries(home):
+        try:
+            entry.path.unlink(missing_ok=True)
+            freed += entry.size_bytes
+        except OSError as error:
+            failed = f"cannot delete {entry.path} ({error.strerror}): see who owns it"
+    if failed:
+        raise UsageError(failed)
+    return freed
 
 
 def evict(limit_bytes: int, keep_since_ns: int, home: Path | None = None) -> int:
@@ -49,7 +82,7 @@ def evict(limit_bytes: int, keep_since_ns: int, home: Path | None = None) -> int
 
     Nothing used at `keep_since_ns` or later is deleted, whatever the limit.
     """
-    entries = sorted(_entries(home), key=lambda entry: entry.used_ns)
+    entries = sorted(_all_entries(home), key=lambda entry: entry.used_ns)
     excess = sum(entry.size_bytes for entry in entries) - limit_bytes
     freed = 0
     for entry in entries:
@@ -61,11 +94,14 @@ def evict(limit_bytes: int, keep_since_ns: int, home: Path | None = None) -> int
     return freed
 
 
-def _entries(home: Path | None) -> Iterator[_Entry]:
-    for folder in (objects_dir(home), packed_dir(home)):
-        for path in folder.glob("*"):
-            with suppress(FileNotFoundError):  # another process was faster
-                found = path.stat()
-                is_whole = not path.name.startswith(("tmp-", "."))  # others are being written
-                if is_whole and stat.S_ISREG(found.st_mode):
-                    yield _Entry(path=path, size_bytes=found.st_size, used_ns=found.st_atime_ns)
+def _all_entries(home: Path | None) -> list[_Entry]:
+    return [*_entries(objects_dir(home)), *_entries(packed_dir(home))]
+
+
+def _entries(folder: Path) -> Iterator[_Entry]:
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            found = path.stat()
+            is_whole = not path.name.startswith(("tmp-", "."))  # others are being written
+            if is_whole and stat.S_ISREG(found.st_mode):
+                yield _Entry(path=path, size_bytes=found.st_size, used_ns=found.st_atime_ns)

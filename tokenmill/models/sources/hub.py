@@ -4,7 +4,6 @@ Files lie in the Hub library's own cache, which other programs share; the shelf 
 receipt, so that the next start needs neither the network nor the library.
 """
 
-import fnmatch
 import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,23 +15,15 @@ from tokenmill.errors import ModelFileError, ModelNotFoundError, UnsupportedMode
 from tokenmill.models.home import make_dir, require_space, storage_errors
 from tokenmill.models.progress import Progress
 from tokenmill.models.sources.growth import Meter, watch_growth
-from tokenmill.models.sources.local import (
-    PICKLED_SUFFIXES,
-    LocalModel,
-    choose_gguf,
-    choose_safetensors,
-    open_local,
-    pickled_error,
-)
+from tokenmill.models.sources.local import LocalModel, open_local
 from tokenmill.models.sources.receipt import FileRecord, Receipt, hash_file, record_file
+from tokenmill.models.sources.repository import choose_files
 from tokenmill.models.sources.shelf import Shelf
 from tokenmill.models.sources.spec import HubSource
 
 if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import ModelInfo
-
-COMPANIONS = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
-"""What is fetched beside safetensors weights."""
 
 SETTING = "HF_HOME"
 """The environment variable that moves the Hub library's cache."""
@@ -84,31 +75,6 @@ def find_cached(source: HubSource) -> LocalModel | None:
         return None  # another program may have fetched only a part
 
 
-def choose_files(source: HubSource, names: list[str]) -> list[str]:
-    """Which files of a repository to fetch.
-
-    Raises UnsupportedModelError where none can be used, ModelNotFoundError where the selected
-    file does not exist, UsageError where a choice is left to the user.
-    """
-    place = f"hf:{source.repo}"
-    if source.file:
-        if source.file not in names:
-            raise ModelNotFoundError(f"{place} has no file {source.file!r}")
-        return [source.file]
-    names = [name for name in names if "/" not in name]
-    if weights := choose_safetensors(names):
-        return weights + [name for name in names if _is_companion(name)]
-    if gguf := choose_gguf(names, place):
-        return [gguf]
-    if any(name.endswith(PICKLED_SUFFIXES) for name in names):
-        raise pickled_error(place)
-    raise UnsupportedModelError(f"{place} holds neither .safetensors nor .gguf weights")
-
-
-def _is_companion(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS)
-
-
 def _make_plan(source: HubSource) -> Plan:
     from huggingface_hub import HfApi
 
@@ -119,7 +85,7 @@ def _make_plan(source: HubSource) -> Plan:
     chosen = choose_files(source, list(files))
     return Plan(
         repo=source.repo,
-        commit=info.sha or "main",
+        commit=info.sha or source.revision or "main",
         sizes={name: files[name].size or 0 for name in chosen},
         checksums={name: lfs.sha256 for name in chosen if (lfs := files[name].lfs)},
     )
@@ -189,7 +155,7 @@ def _hub_errors(source: HubSource) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise ModelNotFoundError(
-            f"hf:{source.repo} is gated: accept its terms on its page, then `hf auth login` or "
+            f"{source.place} is gated: accept its terms on its page, then `hf auth login` or "
             "set HF_TOKEN"
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -198,15 +164,31 @@ def _hub_errors(source: HubSource) -> Iterator[None]:
             "HF_TOKEN)"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"hf:{source.repo} has no revision {source.revision!r}") from error
+        raise ModelNotFoundError(f"{source.place} has no revision {source.revision!r}") from error
     except errors.HFValidationError as error:
         raise UsageError(f"{source.spec!r} cannot be the name of a repository") from error
+    except errors.HfHubHTTPError as error:
+        raise _refusal(source, error) from error
     except _network_errors() as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelNotFoundError(
-            f"tried hf:{source.repo}: the Hub cannot be reached ({reason}); check the network and "
+            f"tried {source.place}: the Hub cannot be reached ({reason}); check the network and "
             "HF_ENDPOINT"
         ) from error
+
+
+def _refusal(source: HubSource, error: "HfHubHTTPError") -> ModelNotFoundError:
+    """What is said of an answer that is no model: the token is wrong, or the Hub is in trouble."""
+    status = error.response.status_code
+    if status in (401, 403):
+        return ModelNotFoundError(
+            f"the Hub refuses {source.place} ({status}): it does not know the token, or the token "
+            "may not read this repository; `hf auth login` again, or set HF_TOKEN to another"
+        )
+    return ModelNotFoundError(
+        f"tried {source.place}: the Hub cannot be reached (it answers {status}); try again later, "
+        "and check HF_ENDPOINT"
+    )
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokenmill.errors import TokenmillError
+from tokenmill.errors import TokenmillError, UsageError
 from tokenmill.models.home import make_dir, models_dir, storage_errors, sync_dir
 from tokenmill.models.progress import Progress
 from tokenmill.models.sources.local import LocalModel
@@ -52,6 +52,26 @@ class Shelf:
         finally:
             lock.release()
 
+    @contextmanager
+    def locked_now(self, name: str) -> Iterator[None]:
+        """The same lock, for work that does not wait. Raises UsageError where it is taken."""
+        import filelock
+
+        make_dir(self.lock.parent)
+        lock = filelock.FileLock(self.lock)
+        with storage_errors(self.lock):
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout as error:
+                raise UsageError(
+                    f"another process fetches {name} at this moment: wait for it or end it, and "
+                    "try again"
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def install(self, receipt: Receipt) -> LocalModel:
         """Write the receipt into `partial` and make that the model's folder.
 
@@ -73,6 +93,11 @@ def make_shelf(source: HubSource | PackageSource, home: Path | None) -> Shelf:
     """The shelf of a source; nothing is created yet."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source.spec)[:80]
     slug = f"{readable}-{hashlib.sha256(source.spec.encode()).hexdigest()[:8]}"
+    return shelf_named(slug, home)
+
+
+def shelf_named(slug: str, home: Path | None) -> Shelf:
+    """The shelf whose folder has a name."""
     models = models_dir(home)
     return Shelf(
         folder=models / slug, partial=models / f"{slug}.partial", lock=models / f"{slug}.lock"
@@ -94,12 +119,6 @@ def find_model(
         return damage
     _keep_times(shelf, receipt, progress)
     return replace(receipt.model, name=source.name)
-
-
-def list_receipts(home: Path | None) -> list[Receipt]:
-    """The receipts of all models fetched, by name."""
-    found = (read_receipt(path.parent) for path in models_dir(home).glob("*/receipt.json"))
-    return sorted((receipt for receipt in found if receipt), key=lambda receipt: receipt.model.name)
 
 
 def _keep_times(shelf: Shelf, receipt: Receipt, progress: Progress) -> None:

