@@ -20,7 +20,7 @@ Reduce: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], None]
 """(target, source): target := target op source. Either may hold elements or accumulators."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DataType:
     """A type of elements, and that of its accumulators."""
 

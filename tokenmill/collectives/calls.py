@@ -5,7 +5,7 @@ All ranks must come to the same plan; they do, because it depends on what they a
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tokenmill.collectives.arithmetic import DataType, Reduce, make_reducer
 from tokenmill.collectives.catalog import write_rank
@@ -33,12 +33,11 @@ class Choose(Protocol):
     ) -> Plan: ...
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What was asked for, in one word that can be looked up. `root` and `peer` as in Task."""
 
     op: str
-    count: int
+    num_elements: int
     dtype: DataType
     reduction: str | None = None
     root: int = 0
@@ -87,7 +86,7 @@ class Preparer:
         task = Task(
             op=request.op,
             ranks=self._layout.topology.ranks,
-            count=request.count,
+            count=request.num_elements,
             root=request.root,
             peer=request.peer,
             counts=request.counts,
@@ -103,7 +102,7 @@ class Preparer:
         )
 
     def _choose_plan(self, request: Request, task: Task) -> Plan:
-        num_bytes = request.count * request.dtype.numpy.itemsize
+        num_bytes = request.num_elements * request.dtype.numpy.itemsize
         plan = self._choose(
             task,
             self._layout,
@@ -124,6 +123,6 @@ class Preparer:
             dtype=request.dtype.name,
             reduction=request.reduction,
             root=request.tag if is_message else request.root,
-            count=0 if has_own_sizes else request.count,
+            count=0 if has_own_sizes else request.num_elements,
             digest=digest_of(plan, () if has_own_sizes else request.counts),
         )

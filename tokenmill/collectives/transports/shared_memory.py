@@ -1,7 +1,7 @@
 """Between processes of a host: rings of slots in shared memory.
 
     segment of rank r:  | channel from peer a | channel from peer b | ...
-    channel:            | consumed, 64 bytes | slot 0 | slot 1 | slot 2 | slot 3 |
+    channel:            | consumed, 64 bytes | slot 0 | slot 1 | ...
     slot:               | stamp, header, 64 bytes | payload |
 
 Piece n of a channel goes into slot n mod SLOTS. The sender writes header and payload, and then the
@@ -34,16 +34,18 @@ from tokenmill.collectives.transports.channel import Bytes, Piece
 from tokenmill.collectives.transports.wire import HEADER, HEADER_BYTES
 from tokenmill.errors import CollectiveError
 
-SLOTS = 4
+SLOTS = 16
+"""So many that a slot has left the reader's own cache before it is written again: taking lines from
+another core's cache is slower than the copying itself."""
 _LINE = 64
 _MOST_SLOT_BYTES = 1 << 18
-_LEAST_SLOT_BYTES = 1 << 14
-_SEGMENT_BYTES = 8 << 20
+_LEAST_SLOT_BYTES = 1 << 12
+_SEGMENT_BYTES = 4 << 20
 """What a segment should not exceed: a container often has 64 MiB of /dev/shm."""
 _STAMP = struct.Struct("<Q")
 _PREFIX = "tokenmill-"
-_SPIN = 400
-"""Polls before sleeping; they take some 100 microseconds."""
+_SPIN = 5000
+"""Polls before sleeping; they take about a millisecond, if every rank has a processor."""
 _SLEEPS_S = (0.00002, 0.00005, 0.0002, 0.001)
 _SLEEPS_EACH = 50
 
