@@ -65,13 +65,24 @@ def connect(
     )
 
 
-def make_tcp_control(address: str, *, rank: int, size: int, timeout_s: float) -> TcpControl:
-    """The control of a rank; rank 0 starts the server. Raises CollectiveError."""
+def make_tcp_control(
+    address: str,
+    *,
+    rank: int,
+    size: int,
+    timeout_s: float,
+    on_listen: Callable[[tuple[str, int]], object] | None = None,
+) -> TcpControl:
+    """The control of a rank; rank 0 starts the server, and tells where it listens.
+
+    Raises CollectiveError."""
     place = parse_address(address)
     server = ControlServer(place, size, timeout_s) if rank == 0 else None
     if server is not None:
         host = "127.0.0.1" if place[0] in ("", "0.0.0.0") else place[0]
         place = host, server.address[1]
+        if on_listen:
+            on_listen(place)
     return TcpControl(place, rank=rank, size=size, timeout_s=timeout_s)
 
 
