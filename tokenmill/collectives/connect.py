@@ -83,7 +83,7 @@ def make_tcp_control(
         place = host, server.address[1]
         if on_listen:
             on_listen(place)
-    return TcpControl(place, rank=rank, size=size, timeout_s=timeout_s)
+    return TcpControl(place, rank=rank, size=size, timeout_s=timeout_s, server=server)
 
 
 def connect_over(

@@ -7,6 +7,7 @@ rank: joined, value, failed, gone.
 import contextlib
 import errno
 import json
+import os
 import selectors
 import socket
 import struct
@@ -90,6 +91,8 @@ class ControlServer:
         self._wanted: list[tuple[_Client, str]] = []
         self._failure: str | None = None
         self._joined: set[int] = set()
+        self.left = threading.Event()
+        """Rank 0 is gone, and all that it said has been passed on."""
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._thread.start()
 
@@ -207,6 +210,8 @@ class ControlServer:
         client.connection.close()
         if client.rank is not None:
             self._tell(["gone", client.rank, LEFT if client.has_left else ENDED])
+        if client.rank == 0:
+            self.left.set()
 
 
 def _listen(address: Address) -> socket.socket:
@@ -216,7 +221,7 @@ def _listen(address: Address) -> socket.socket:
         return socket.create_server(address, family=family, backlog=1024)
     except OSError as error:
         advice = "give another port" if error.errno == errno.EADDRINUSE else "give another address"
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno).lower() if (error.errno or 0) > 0 else str(error)
         raise CollectiveError(
             f"rank 0: cannot listen on {host}:{port}: {reason}: {advice}"
         ) from None
@@ -351,3 +356,5 @@ class TcpControl:
         with self._lock:
             self._send(["bye"])
             self._connection.close()
+        if self._server is not None:
+            self._server.left.wait(_GRACE_S)  # the process may end now; the others are to know why

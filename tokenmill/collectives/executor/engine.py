@@ -18,6 +18,8 @@ from tokenmill.errors import CollectiveError
 
 _CHECK_S = 0.002
 """Between two looks at what the control has to say."""
+_NEWS_S = 0.5
+"""How long a broken connection may be ahead of the news why it broke."""
 
 
 class _RefusedError(Exception):
@@ -40,6 +42,8 @@ class Engine:
         self._aside: dict[tuple[int, bytes, int], deque[tuple[int, Bytes]]] = {}
         self._attempt = 0
         self._last_check_s = 0.0
+        self._ended_s: dict[int, float] = {}
+        """When the channels of peers were found to have ended."""
 
     @property
     def is_idle(self) -> bool:
@@ -79,7 +83,9 @@ class Engine:
 
     def give_up(self, reason: str) -> None:
         """End all runs with an error, and tell the other ranks why."""
-        self._control.abort(f"rank {self.rank} gave up: {reason}")
+        runs = [*self._collectives, *self._messages]
+        what = f" in {runs[0].call}" if runs else ""
+        self._control.abort(f"rank {self.rank} gave up{what}: {reason}")
         self._break(reason)
 
     def _break(self, reason: str) -> None:
@@ -252,7 +258,9 @@ class Engine:
             is_gone = peer in notices.gone
             is_stuck = peer in outgoing and is_gone
             if is_stuck or self._channels[peer].is_at_end(is_gone):
-                raise _RefusedError(f"rank {peer} {notices.gone.get(peer, ENDED)}")
+                ended_s = self._ended_s.setdefault(peer, self._last_check_s)
+                if is_gone or self._last_check_s - ended_s > _NEWS_S:
+                    raise _RefusedError(f"rank {peer} {notices.gone.get(peer, ENDED)}")
 
     def _check_time(self, run: Run, now_s: float) -> None:
         if run.num_moves != run.num_moves_seen:

@@ -12,7 +12,7 @@ def as_array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
     if tensor.device.type != "cpu":
         raise UsageError(
-            f"a tensor is on {tensor.device}, but tokenmill's backend serves the CPU: use nccl there"
+            f"a tensor is on {tensor.device}, but this backend serves the CPU: use nccl there"
         )
     if tensor.dtype == torch.bfloat16:
         array: Array = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
