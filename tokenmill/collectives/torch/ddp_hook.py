@@ -29,8 +29,8 @@ class HookState:
 
 
 def all_reduce_hook(
-    state: HookState, bucket: "dist.GradBucket"
-) -> "torch.futures.Future[torch.Tensor]":
+    state: HookState, bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
     """Average a bucket of gradients over all ranks; each is divided first, as DDP does."""
     ranks, gradients = state.communicator, bucket.buffer()
     gradients.div_(ranks.size)
