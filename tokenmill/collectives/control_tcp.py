@@ -221,7 +221,7 @@ def _listen(address: Address) -> socket.socket:
         return socket.create_server(address, family=family, backlog=1024)
     except OSError as error:
         advice = "give another port" if error.errno == errno.EADDRINUSE else "give another address"
-        reason = os.strerror(error.errno).lower() if (error.errno or 0) > 0 else str(error)
+        reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
         raise CollectiveError(
             f"rank 0: cannot listen on {host}:{port}: {reason}: {advice}"
         ) from None

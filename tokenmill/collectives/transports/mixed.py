@@ -6,7 +6,8 @@ from tokenmill.collectives.transports.channel import Channel
 from tokenmill.collectives.transports.shared_memory import SharedMemoryTransport
 from tokenmill.collectives.transports.sockets import SocketTransport
 
-_NO_SPIN = 1
+_BRIEF_S = 0.0002
+"""Sleep in which far peers wake a rank, and near ones do not."""
 
 
 class MixedTransport:
@@ -24,13 +25,16 @@ class MixedTransport:
 
     def wait(self, incoming: Collection[int], outgoing: Collection[int], attempt: int) -> None:
         near = self._near_ranks
-        if not near.isdisjoint(incoming) or not near.isdisjoint(outgoing):
-            far_peers = [peer for peer in (*incoming, *outgoing) if peer not in near]
-            near_in = [peer for peer in incoming if peer in near]
-            near_out = [peer for peer in outgoing if peer in near]
-            self._near.wait(near_in, near_out, max(attempt, _NO_SPIN) if far_peers else attempt)
-        else:
-            self._far.wait(incoming, outgoing, attempt)
+        far_in = [peer for peer in incoming if peer not in near]
+        far_out = [peer for peer in outgoing if peer not in near]
+        near_in = [peer for peer in incoming if peer in near]
+        near_out = [peer for peer in outgoing if peer in near]
+        if not (far_in or far_out):
+            self._near.wait(near_in, near_out, attempt)
+        elif not (near_in or near_out):
+            self._far.wait(far_in, far_out, attempt)
+        elif attempt and not self._near.is_ready(near_in, near_out):
+            self._far.wait_briefly(far_in, far_out, _BRIEF_S)
 
     def close(self) -> None:
         self._near.close()

@@ -251,6 +251,11 @@ class SharedMemoryTransport:
                         return
         time.sleep(_SLEEPS_S[min(attempt // _SLEEPS_EACH, len(_SLEEPS_S) - 1)])
 
+    def is_ready(self, incoming: Collection[int], outgoing: Collection[int]) -> bool:
+        return any(self._channels[peer].can_receive() for peer in incoming) or any(
+            self._channels[peer].can_send() for peer in outgoing
+        )
+
     def close(self) -> None:
         self.remove_names()
         self._channels.clear()
