@@ -31,3 +31,7 @@ class UnsupportedModelError(TokenmillError):
 
 class CapacityError(TokenmillError):
     """Disk, memory or context is too small for what was asked."""
+
+
+class CollectiveError(TokenmillError):
+    """A collective operation failed on this rank: a peer is gone, late, or does something else."""

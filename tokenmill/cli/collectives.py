@@ -7,6 +7,7 @@ from typing import Any
 
 ACTIONS = {
     "simulate": "how long each algorithm takes on a cluster, without the cluster",
+    "bench": "measure operations between processes, as nccl-tests does",
     "explain": "draw the schedule of a small case, step by step",
 }
 """Each is a module `collectives_NAME`: `add_arguments(parser)`, and a function NAME which takes

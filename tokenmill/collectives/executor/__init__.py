@@ -1,0 +1,1 @@
+"""Running one rank's program over a transport."""

@@ -1,0 +1,1 @@
+"""Ways for pieces of messages from rank to rank; `channel.py` says what a transport must do."""
