@@ -14,7 +14,7 @@ from tokenmill.backends.llvm.lower import Options, lower
 from tokenmill.backends.llvm.packing import PACKINGS
 from tokenmill.backends.llvm.program import Numerics, optimize, tile_ir
 from tokenmill.backends.llvm.target import Row, pick_row
-from tokenmill.backends.llvm.tiles import MAX_ROWS, Tile, emit_tile
+from tokenmill.backends.llvm.tiles import Tile, emit_tile
 from tokenmill.ir.graph import Graph
 from tokenmill.models import llama
 from tokenmill.models.config import LayerKind, ModelConfig, Rope
@@ -64,7 +64,7 @@ def modules(row: Row) -> dict[str, str]:
         options = Options(row=row, activations=activations, max_tokens=16, max_rows=4)
         graph = small_graph(activations, kv, ("q4", "q8", "bf16", "f32", "q4"))
         made[f"step-{activations}-{kv}"] = lower(graph, options).ir_text
-    for rows, pairs in ((1, 2), (MAX_ROWS, 1)):
+    for rows, pairs in ((1, 2), (row.tile_rows, 1)):
         kinds = [Tile(format=f, dot=d, groups=3, pairs=pairs) for f, d in PACKINGS]
         made[f"tiles-{rows}"] = tile_ir(kinds, options, rows)
     return made

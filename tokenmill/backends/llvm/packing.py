@@ -58,6 +58,11 @@ class Packing:
         return int(row.has_scale) + int(row.has_minimum)
 
     @property
+    def bits(self) -> int:
+        """Of the largest quant, as the int8 dot takes it."""
+        return 4 if self.format == "q4" else 8
+
+    @property
     def name(self) -> str:
         return f"{self.format}_{self.dot}"
 

@@ -17,17 +17,12 @@ from tokenmill.ir.order import GROUP, LANES
 SLOTS = 4
 """Blocks that one tile can serve: two pairs."""
 ROW_BYTES = SLOTS * LANES * 4
-MAX_ROWS = 12
-"""Rows of the largest tile; it serves one pair."""
 
 
-def rows_per_tile(total: int) -> int:
+def rows_per_tile(total: int, most: int) -> int:
     """Cut `total` rows into as few tiles as can be, all but the last of one size."""
-    return -(-total // -(-total // MAX_ROWS))
+    return -(-total // -(-total // most))
 
-
-WIDE_ROWS = 4
-"""Up to so many rows a tile serves two pairs, which keeps more loads in flight."""
 
 Unpacked = Iterator[tuple[int, Value]]
 
@@ -162,20 +157,22 @@ _UNPACKERS: dict[tuple[str, str], Callable[[Lanes, Value], Unpacked]] = {
     ("f32", "f32"): _f32_f32,
 }
 
-_OFFSETS = {("q4", "bf16"): 128.0}
+OFFSETS = {("q4", "bf16"): 128.0}
 """What an unpacker adds to every weight; the minimum takes it away again."""
 
 
 # -- dots: one step adds a few neighbours in k
 
 
-def _dot(lanes: Lanes, dot: str, acc: Value, weights: Value, x: Value) -> Value:
+def _dot(lanes: Lanes, tile: Tile, acc: Value, weights: Value, x: Value) -> Value:
     """`x` is the address of the step's activations of one row."""
     f = lanes.f
-    if dot == "f32":
+    if tile.dot == "f32":
         return lanes.fma(weights, lanes.splat(f.load("float", x)), acc)
     neighbours = lanes.splat(f.load("i32", x))
-    return (lanes.dot_bf16 if dot == "bf16" else lanes.dot_int8)(acc, weights, neighbours)
+    if tile.dot == "bf16":
+        return lanes.dot_bf16(acc, weights, neighbours)
+    return lanes.dot_int8(acc, weights, neighbours, bits=tile.packing.bits)
 
 
 # -- the kernel
@@ -259,7 +256,7 @@ class _TileBody:
             for row, start in zip(dots, starts, strict=True):
                 x = start.at(k * element)
                 for variable, (_, weights) in zip(row, step, strict=True):
-                    variable.set(_dot(self.lanes, self.tile.dot, variable.get(), weights, x))
+                    variable.set(_dot(self.lanes, self.tile, variable.get(), weights, x))
 
     def add_group(
         self, group: Value, slot: int, sums: list[Variable], dots: list[Variable]
@@ -294,7 +291,7 @@ class _TileBody:
         if len(planes) == 1:
             return planes[0], None
         scale, minimum = planes
-        offset = _OFFSETS.get((self.tile.format, self.tile.dot))
+        offset = OFFSETS.get((self.tile.format, self.tile.dot))
         if offset is not None:
             minimum = self.lanes.fma(scale, self.f.const(F32, -offset), minimum)
         return scale, minimum
