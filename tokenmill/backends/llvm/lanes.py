@@ -7,6 +7,9 @@ an instruction gets it spelled out here and nowhere else.
 from dataclasses import dataclass
 from math import log2
 
+import ml_dtypes
+import numpy as np
+
 from tokenmill.backends.llvm.emit import Function, Operand, Value, lanes_of, vector
 from tokenmill.backends.llvm.target import Row
 from tokenmill.ir.order import LANES
@@ -121,6 +124,25 @@ class Lanes:
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         quiet = f.select(x.compare("uno", x), f.const(I32, 0x7FC0), rounded)
         return f.cast("trunc", quiet, "i16")
+
+    def bf16_integers(self, words: Value, *, bits: int, minus: int) -> Value:
+        """A pair of bfloat16 a lane: the integers in the low bits of each half, less `minus`.
+
+        `bits` is at most 6; what lies above those bits in a half counts nothing.
+        """
+        f = self.f
+        if self.row.has_word_table:
+            numbers = np.arange(4 * LANES) % 2**bits - minus
+            table = numbers.astype(ml_dtypes.bfloat16).view(np.uint16).tolist()
+            kind = vector("i16", 2 * LANES)
+            low, high = f.lanes(kind, table[: 2 * LANES]), f.lanes(kind, table[2 * LANES :])
+            name = "llvm.x86.avx512.vpermi2var.hi.512"
+            return f.bitcast(f.intrinsic(name, kind, low, f.bitcast(words, kind), high), I32)
+        low, high = (
+            f.bitcast(f.cast("sitofp", ((words >> shift) & (2**bits - 1)) - minus, "float"), I32)
+            for shift in (0, 16)
+        )
+        return (low >> 16) | high
 
     # -- dots: each adds to `acc` the products of a few neighbours in k
 
