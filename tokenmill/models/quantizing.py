@@ -149,11 +149,12 @@ def encode(weight: Weight) -> U8Array:
     """The blocks of a q8 or q4 weight as ggml lays them out, [N, bytes a row]."""
     assert weight.scales is not None
     n, _ = weight.shape
-    quants = weight.quants.view(np.uint8).reshape(n, -1, GROUP)
+    quants: U8Array = weight.quants.view(np.uint8).reshape(n, -1, GROUP)
     planes = [weight.scales] if weight.minimums is None else [weight.scales, weight.minimums]
     heads = [np.ascontiguousarray(p)[..., None].view(np.uint8) for p in planes]
     if weight.format == "q4":
-        quants = quants[..., : GROUP // 2] | quants[..., GROUP // 2 :] << 4
+        low, high = quants[..., : GROUP // 2], quants[..., GROUP // 2 :]
+        quants = low | np.left_shift(high, 4, dtype=np.uint8)
     return np.concatenate([*heads, quants], axis=2).reshape(n, -1)
 
 
