@@ -66,6 +66,13 @@ def test_a_file_that_exists_is_not_touched(tmp_path: Path) -> None:
         quantize_gguf(source, tmp_path / "none" / "x.gguf", "q4")
 
 
+def test_what_is_small_already_is_not_written_again(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "model.gguf", random_weights())
+    quantize_gguf(source, tmp_path / "small.gguf", "q4")
+    with pytest.raises(UsageError, match="no matrix would become smaller as q8"):
+        quantize_gguf(tmp_path / "small.gguf", tmp_path / "again.gguf", "q8")
+
+
 def test_a_folder_of_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="only a GGUF file"):
         quantize_gguf(tmp_path, tmp_path / "x.gguf", "q4")

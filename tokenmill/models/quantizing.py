@@ -44,7 +44,8 @@ def quantize_gguf(
 ) -> Quantized:
     """Write `target`, which must not exist yet; nobody ever sees a part of it.
 
-    Raises UsageError for a target that exists, UnsupportedModelError for a source that is no GGUF
+    A matrix that would not become smaller stays as it is. Raises UsageError for a target that
+    exists or a source that has nothing to gain, UnsupportedModelError for one that is no GGUF
     file, ModelFileError for a damaged one.
     """
     if source.suffix != ".gguf":
@@ -55,6 +56,8 @@ def quantize_gguf(
         raise UsageError(f"{target.parent} is no folder: make it first")
     file = read_gguf(source)
     formats = {name: _format_of(name, t.info, format_name) for name, t in file.tensors.items()}
+    if not any(formats.values()):
+        raise UsageError(f"{source}: no matrix would become smaller as {format_name}")
     sizes = {n: _size(t.info, formats[n]) for n, t in file.tensors.items()}
     require_space(target.parent, sum(sizes.values()))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
