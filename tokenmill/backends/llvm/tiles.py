@@ -89,8 +89,12 @@ class Record:
 # -- unpackers: a chunk of weights to (offset in k, lanes) in the dot's steps
 
 
+def _word(f: Function, chunk: Value, index: int) -> Value:
+    return f.load(I32, chunk.at(64 * index), 64)
+
+
 def _words(f: Function, chunk: Value, count: int) -> list[Value]:
-    return [f.load(I32, chunk.at(64 * i), 64) for i in range(count)]
+    return [_word(f, chunk, i) for i in range(count)]
 
 
 _NIBBLES = 0x000F000F  # of a word of pairs
@@ -109,10 +113,13 @@ def _q4_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
 
 
 def _q5_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
-    """The same, with a fifth bit above each nibble."""
-    *words, fifth = _words(lanes.f, chunk, 5)
+    """The same, with a fifth bit above each nibble. A word is loaded when its turn comes."""
+    fifth = _word(lanes.f, chunk, 4)
+    word = _word(lanes.f, chunk, 0)
     for pair in range(16):
-        low = (words[pair // 4] >> (4 * (pair % 4))) & _NIBBLES
+        if pair % 4 == 0:
+            word = _word(lanes.f, chunk, pair // 4)
+        low = (word >> (4 * (pair % 4))) & _NIBBLES
         yield 2 * pair, low | (_shifted(fifth, pair - 4) & 0x00100010) | 0x43004300
 
 
@@ -123,9 +130,12 @@ def _q4_0_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
 
 
 def _q6_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
-    first, second, upper = _words(lanes.f, chunk, 3)
+    upper = _word(lanes.f, chunk, 2)
+    word = _word(lanes.f, chunk, 0)
     for pair in range(8):
-        low = (first, second)[pair // 4] >> (4 * (pair % 4))
+        if pair % 4 == 0:
+            word = _word(lanes.f, chunk, pair // 4)
+        low = word >> (4 * (pair % 4))
         joined = (low & _NIBBLES) | (_shifted(upper, 2 * pair - 4) & ~_NIBBLES)
         yield 2 * pair, lanes.bf16_integers(joined, bits=6, minus=32)
 
