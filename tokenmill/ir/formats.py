@@ -1,21 +1,26 @@
 """Weight formats: what a matrix looks like before a backend packs it.
 
-A quantised row is cut into groups of GROUP weights along k. Within a group
-`w = scale * quant + minimum`; `q8` has no minimum. The last group of a row may be short.
-A scale may be negative: some files have such groups, and they are kept as they are.
-Shapes: N outputs (rows), K inputs (columns), G = ceil(K / GROUP) groups a row.
+A quantised row is cut into groups of weights along k. Within a group `w = scale * quant + minimum`;
+most formats have no minimum. The last group of a row may be short. A scale may be negative: some
+files have such groups, and they are kept as they are.
+
+The K formats are ggml's: SUPER weights share a float16 scale (and minimum), and a group's own is
+that times a small integer, its factor. The product is exact in float32.
+Shapes: N outputs (rows), K inputs (columns), G groups and S super-groups a row, rounded up.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.ir.rounding import round_q4, round_q8
+from tokenmill.ir.rounding import round_q4, round_q8, round_signed, round_unsigned
 
 GROUP = 32
+SUPER = 256
 
 Array = npt.NDArray[np.generic]
 F32Array = npt.NDArray[np.float32]
@@ -23,91 +28,150 @@ F32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One row of the table of weight formats."""
+    """One row of the table of weight formats.
+
+    `lowest` and `highest` bound the integers; `factor_dtype` is that of the factors of a K format.
+    """
 
     name: str
     quant_dtype: np.dtype[np.generic]
     bits_per_weight: float
-    has_scale: bool
-    has_minimum: bool
+    group: int = GROUP
+    lowest: int = 0
+    highest: int = 0
+    has_scale: bool = True
+    has_minimum: bool = False
+    factor_dtype: np.dtype[np.generic] | None = None
+    factor_limit: int = 0  # of their magnitude
 
+    def planes(self, n: int, k: int) -> dict[str, tuple[tuple[int, int], np.dtype[np.generic]]]:
+        """Shape and dtype of each array that a weight [n, k] has beside its quants, by name."""
+        groups = (n, -(-k // self.group))
+        factors = self.factor_dtype
+        half: np.dtype[np.generic] = np.dtype(np.float16)
+        outer = groups if factors is None else (n, -(-k // SUPER))
+        found: dict[str, tuple[tuple[int, int], np.dtype[np.generic]]] = {}
+        found |= {"scales": (outer, half)} if self.has_scale else {}
+        found |= {"minimums": (outer, half)} if self.has_minimum else {}
+        if factors is not None:
+            found["scale_factors"] = (groups, factors)
+            found |= {"minimum_factors": (groups, factors)} if self.has_minimum else {}
+        return found
+
+
+_U8, _I8 = np.dtype(np.uint8), np.dtype(np.int8)
 
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
+        Format(name="q4", quant_dtype=_U8, bits_per_weight=5.0, highest=15, has_minimum=True),
+        Format(name="q8", quant_dtype=_I8, bits_per_weight=8.5, lowest=-127, highest=127),
+        Format(name="q4_0", quant_dtype=_I8, bits_per_weight=4.5, lowest=-8, highest=7),
         Format(
-            name="q4",
-            quant_dtype=np.dtype(np.uint8),
-            bits_per_weight=5.0,
-            has_scale=True,
+            name="q4_k",
+            quant_dtype=_U8,
+            bits_per_weight=4.5,
+            highest=15,
             has_minimum=True,
+            factor_dtype=_U8,
+            factor_limit=63,
         ),
         Format(
-            name="q8",
-            quant_dtype=np.dtype(np.int8),
-            bits_per_weight=8.5,
-            has_scale=True,
-            has_minimum=False,
+            name="q5_k",
+            quant_dtype=_U8,
+            bits_per_weight=5.5,
+            highest=31,
+            has_minimum=True,
+            factor_dtype=_U8,
+            factor_limit=63,
+        ),
+        Format(
+            name="q6_k",
+            quant_dtype=_I8,
+            bits_per_weight=6.5625,
+            group=16,
+            lowest=-32,
+            highest=31,
+            factor_dtype=_I8,
+            factor_limit=127,
         ),
         Format(
             name="bf16",
             quant_dtype=np.dtype(ml_dtypes.bfloat16),
             bits_per_weight=16.0,
             has_scale=False,
-            has_minimum=False,
         ),
-        Format(
-            name="f32",
-            quant_dtype=np.dtype(np.float32),
-            bits_per_weight=32.0,
-            has_scale=False,
-            has_minimum=False,
-        ),
+        Format(name="f32", quant_dtype=np.dtype(np.float32), bits_per_weight=32.0, has_scale=False),
     )
 }
+
+PLANES = ("scales", "minimums", "scale_factors", "minimum_factors")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weight:
     """A matrix [N, K] (or a vector, as [1, K]) in one format, one array element a weight.
 
-    `quants` [N, K] in the format's dtype; `scales` and `minimums` [N, G] float16 or None.
+    `quants` [N, K] in the format's dtype; the rest as `Format.planes` says, or None.
     """
 
     format: str
     quants: Array
     scales: Array | None = None
     minimums: Array | None = None
+    scale_factors: Array | None = None
+    minimum_factors: Array | None = None
 
     def __post_init__(self) -> None:
         row = FORMATS[self.format]
-        groups = (self.quants.shape[0], -(-self.quants.shape[1] // GROUP))
         assert self.quants.dtype == row.quant_dtype, (self.format, self.quants.dtype)
-        for has, plane in ((row.has_scale, self.scales), (row.has_minimum, self.minimums)):
-            assert has == (plane is not None), self.format
-            assert plane is None or (plane.shape == groups and plane.dtype == np.float16)
+        wanted = row.planes(*self.shape)
+        for name in PLANES:
+            plane = getattr(self, name)
+            found = None if plane is None else (plane.shape, plane.dtype)
+            assert found == wanted.get(name), (self.format, name, found)
 
     @property
     def shape(self) -> tuple[int, int]:
         n, k = self.quants.shape
         return n, k
 
+    def planes(self) -> dict[str, Array]:
+        """The arrays beside the quants, by name."""
+        return {name: getattr(self, name) for name in FORMATS[self.format].planes(*self.shape)}
+
     def take_rows(self, rows: npt.NDArray[np.integer]) -> "Weight":
         """The rows in another order; exact, since groups lie along k."""
-        return Weight(
-            format=self.format,
-            quants=self.quants[rows],
-            scales=None if self.scales is None else self.scales[rows],
-            minimums=None if self.minimums is None else self.minimums[rows],
-        )
+        planes = {name: plane[rows] for name, plane in self.planes().items()}
+        return Weight(format=self.format, quants=self.quants[rows], **planes)
+
+    def group_scales(self) -> F32Array | None:
+        """Each group's scale, [N, G] float32, or None for a format without."""
+        return self._by_group(self.scales, self.scale_factors)
+
+    def group_minimums(self) -> F32Array | None:
+        """Each group's minimum, [N, G] float32, or None for a format without."""
+        return self._by_group(self.minimums, self.minimum_factors)
+
+    def _by_group(self, plane: Array | None, factors: Array | None) -> F32Array | None:
+        if plane is None:
+            return None
+        wide = plane.astype(np.float32)
+        if factors is None:
+            return wide
+        repeats = SUPER // FORMATS[self.format].group
+        product: F32Array = wide.repeat(repeats, axis=1)[:, : factors.shape[1]]
+        product *= factors.astype(np.float32)
+        return product
 
     def dequantize(self) -> F32Array:
         """The matrix as float32 [N, K]."""
-        groups = _grouped(self.quants.astype(np.float32))
-        if self.scales is not None:
-            groups *= self.scales.astype(np.float32)[:, :, None]
-        if self.minimums is not None:
-            groups += self.minimums.astype(np.float32)[:, :, None]
+        groups = _grouped(self.quants.astype(np.float32), FORMATS[self.format].group)
+        scales, minimums = self.group_scales(), self.group_minimums()
+        if scales is not None:
+            groups *= scales[:, :, None]
+        if minimums is not None:
+            groups += minimums[:, :, None]
         return groups.reshape(groups.shape[0], -1)[:, : self.shape[1]]
 
 
@@ -143,9 +207,81 @@ def _quantize_q4(values: F32Array) -> Weight:
     return Weight(format="q4", quants=quants, scales=scales, minimums=minimums)
 
 
+def _quantize_plain_signed(values: F32Array, name: str) -> Weight:
+    """A format of signed integers and float16 scales, of rounding.round_signed."""
+    row = FORMATS[name]
+    n, k = values.shape
+    quants = np.empty((n, k), row.quant_dtype)
+    scales = np.empty((n, -(-k // row.group)), np.float16)
+    for rows in _row_chunks(n, k):
+        columns = _columns(values[rows], row.group)
+        found = round_signed(columns, row.lowest, row.highest).astype(np.float16)
+        integers = _to_integers(columns, found.astype(np.float32), np.float32(0), row)
+        quants[rows], scales[rows] = _rows(integers, k), found.reshape(-1, scales.shape[1])
+    return Weight(format=name, quants=quants, scales=scales)
+
+
+def _quantize_k(values: F32Array, name: str) -> Weight:
+    """A K format: each group's best scale (and minimum), then the factors nearest to them."""
+    row = FORMATS[name]
+    n, k = values.shape
+    kinds = row.planes(n, k)
+    planes: dict[str, Array] = {p: np.zeros(shape, dtype) for p, (shape, dtype) in kinds.items()}
+    quants = np.empty((n, k), row.quant_dtype)
+    for rows in _row_chunks(n, k):
+        columns = _columns(values[rows], row.group)
+        if row.has_minimum:
+            scales, minimums = round_unsigned(columns, row.highest)
+        else:
+            scales, minimums = round_signed(columns, row.lowest, row.highest), None
+        count = kinds["scale_factors"][0][1]
+        _put_factors(planes, "scale", rows, scales.reshape(-1, count), row)
+        if minimums is not None:
+            _put_factors(planes, "minimum", rows, minimums.reshape(-1, count), row)
+        part = {p: plane[rows] for p, plane in planes.items()}
+        blank = np.zeros_like(quants[rows])
+        weight = Weight(format=name, quants=blank, **part)
+        scale, minimum = weight.group_scales(), weight.group_minimums()
+        assert scale is not None
+        start = np.float32(0) if minimum is None else minimum.reshape(-1)
+        quants[rows] = _rows(_to_integers(columns, scale.reshape(-1), start, row), k)
+    return Weight(format=name, quants=quants, **planes)
+
+
+def _put_factors(
+    planes: dict[str, Array], kind: str, rows: slice, wanted: F32Array, row: Format
+) -> None:
+    """Split scales or minimums [n, G] into float16 ones for each super-group, and factors."""
+    per_super = SUPER // row.group
+    short = -wanted.shape[1] % per_super
+    cells = np.pad(wanted, ((0, 0), (0, short))).reshape(len(wanted), -1, per_super)
+    # The value of the largest magnitude becomes the largest factor, whatever its sign.
+    largest = np.take_along_axis(cells, np.abs(cells).argmax(axis=2)[..., None], axis=2)[..., 0]
+    shared = (largest / np.float32(row.factor_limit)).astype(np.float16)
+    wide = shared.astype(np.float32)[..., None]
+    factors = np.rint(np.divide(cells, wide, out=np.zeros_like(cells), where=wide != 0))
+    low = 0 if row.factor_dtype == _U8 else -row.factor_limit
+    clipped = np.clip(factors, low, row.factor_limit).reshape(len(wanted), -1)
+    planes[f"{kind}s"][rows] = shared
+    planes[f"{kind}_factors"][rows] = clipped[:, : wanted.shape[1]].astype(row.factor_dtype)
+
+
+def _to_integers(
+    columns: F32Array, scale: F32Array, minimum: F32Array | np.float32, row: Format
+) -> Array:
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-37)
+    found = np.rint((columns - minimum) * inverse)
+    integers: Array = np.clip(found, row.lowest, row.highest).astype(row.quant_dtype)
+    return integers
+
+
 _QUANTIZERS: dict[str, Callable[[F32Array], Weight]] = {
     "q4": _quantize_q4,
     "q8": _quantize_q8,
+    "q4_0": partial(_quantize_plain_signed, name="q4_0"),
+    "q4_k": partial(_quantize_k, name="q4_k"),
+    "q5_k": partial(_quantize_k, name="q5_k"),
+    "q6_k": partial(_quantize_k, name="q6_k"),
     "bf16": lambda v: Weight(format="bf16", quants=v.astype(ml_dtypes.bfloat16)),
     "f32": lambda v: Weight(format="f32", quants=v),
 }
@@ -157,20 +293,21 @@ def _row_chunks(n: int, k: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def _grouped(values: F32Array) -> F32Array:
-    """[N, K] -> [N, G, GROUP], the last group filled up by repeating its last weight."""
+def _grouped(values: F32Array, group: int) -> F32Array:
+    """[N, K] -> [N, G, group], the last group filled up by repeating its last weight."""
     n, k = values.shape
-    short = -k % GROUP
+    short = -k % group
     padded = np.pad(values, ((0, 0), (0, short)), mode="edge") if short else values
-    return padded.reshape(n, -1, GROUP)
+    return padded.reshape(n, -1, group)
 
 
-def _columns(values: F32Array) -> F32Array:
-    """[N, K] -> [GROUP, N * G], a group a column."""
-    return np.ascontiguousarray(_grouped(values).reshape(-1, GROUP).T)
+def _columns(values: F32Array, group: int = GROUP) -> F32Array:
+    """[N, K] -> [group, N * G], a group a column."""
+    return np.ascontiguousarray(_grouped(values, group).reshape(-1, group).T)
 
 
 def _rows(columns: Array, k: int) -> Array:
-    """[GROUP, N * G] -> [N, K]."""
-    groups = -(-k // GROUP)
-    return columns.T.reshape(-1, groups * GROUP)[:, :k]
+    """[group, N * G] -> [N, K]."""
+    group = len(columns)
+    groups = -(-k // group)
+    return columns.T.reshape(-1, groups * group)[:, :k]

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.ir.formats import Weight
+from tokenmill.ir.formats import FORMATS, Weight
 from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum, stored_dims
 
 IntArray = npt.NDArray[np.int32]
@@ -94,14 +94,15 @@ def round_to(x: F32Array, *, to: str) -> F32Array:
 def linear(x_TK: F32Array, weight: Weight, bias: Weight | None = None) -> F32Array:
     """x @ weight.T (+ bias), group by group of k."""
     quants_NK = weight.quants.astype(np.float32)
+    scales_NG, minimums_NG = weight.group_scales(), weight.group_minimums()
+    size = FORMATS[weight.format].group
     out_TN = np.zeros((x_TK.shape[0], quants_NK.shape[0]), np.float32)
-    for group, start in enumerate(range(0, x_TK.shape[1], GROUP)):
-        x = x_TK[:, start : start + GROUP]
-        dot_TN = x @ quants_NK[:, start : start + GROUP].T
-        scale = 1 if weight.scales is None else weight.scales[:, group].astype(np.float32)
-        out_TN += scale * dot_TN
-        if weight.minimums is not None:
-            out_TN += weight.minimums[:, group].astype(np.float32) * x.sum(1)[:, None]
+    for group, start in enumerate(range(0, x_TK.shape[1], size)):
+        x = x_TK[:, start : start + size]
+        dot_TN = x @ quants_NK[:, start : start + size].T
+        out_TN += dot_TN if scales_NG is None else scales_NG[:, group] * dot_TN
+        if minimums_NG is not None:
+            out_TN += minimums_NG[:, group] * x.sum(1)[:, None]
     return out_TN if bias is None else out_TN + bias.dequantize()[0]
 
 

@@ -5,7 +5,8 @@ row. So each sum below is defined by the operands alone: never by how many rows 
 together, how a prompt was cut, or how many threads there are.
 
 Linear.       Per output: groups of GROUP along k, ascending. One dot a group, from zero, k
-              ascending (in pairs for bf16, in quads for int8, as the dot instruction sums them).
+              ascending (in pairs for bf16, the later of a pair first, each by an fma; Arm's dot
+              instruction sums a pair in its own way; in quads for int8, where nothing is rounded).
               Then acc = fma(scale, dot, acc), then acc = fma(minimum, sum of x in the group, acc).
               A format without scale adds the dot. The bias is added after the last group.
 Group sums.   Lane l of LANES takes x[l] + x[l + LANES]; then the tree.

@@ -74,6 +74,33 @@ def _round_to_q4(groups: F32Array, start: F32Array, step: F32Array | F16Array) -
     return np.clip(quants, 0, _Q4_MAX, out=quants)
 
 
+def round_signed(groups: F32Array, lowest: int, highest: int) -> F32Array:
+    """Scales [M] for integers lowest..highest; a scale is negative where that fits better.
+
+    The largest weight of a group becomes `lowest`, or nearly so.
+    """
+    at = np.abs(groups).argmax(axis=0)
+    peak = np.take_along_axis(groups, at[None], axis=0)[0]
+    best = np.full_like(peak, -1)
+    scale: F32Array = peak / np.float32(lowest)
+    for trial in (lowest, lowest + 0.5, lowest + 1.0, lowest * 1.05):
+        quants = np.rint(groups * _inverse(peak / np.float32(trial)))
+        np.clip(quants, lowest, highest, out=quants)
+        dot = (quants * groups).sum(axis=0)
+        fitted = dot * _inverse((quants * quants).sum(axis=0))
+        gain = fitted * dot
+        scale = np.where(gain > best * _CLEARLY, fitted, scale)
+        best = np.fmax(gain, best)
+    return scale
+
+
+def round_unsigned(groups: F32Array, highest: int) -> tuple[F32Array, F32Array]:
+    """Scales and minimums [M] for integers 0..highest; no minimum is above 0, as ggml has it."""
+    low = np.minimum(groups.min(axis=0), 0)
+    span = groups.max(axis=0) - low
+    return span / np.float32(highest), low
+
+
 def _inverse(values: F32Array | F16Array) -> F32Array:
     """1 / value, and 0 where the value is 0 (or so small that its inverse is infinite)."""
     wide = values.astype(np.float32)

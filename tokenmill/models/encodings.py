@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.ir.formats import GROUP
+from tokenmill.ir.formats import Weight
 from tokenmill.models.mapped import U8Array
 
 Array = npt.NDArray[np.generic]
@@ -25,37 +25,14 @@ _T = TypeVar("_T", bound=np.generic)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Unpacked:
-    """Rows as integers and scales: weight = scale * quant + minimum.
-
-    `quants` [N, K] uint8 or int8; `scales` and `minimums` [N, K / group], float16 where the
-    file has them so and float32 where they are a product of two.
-    """
-
-    group: int
-    quants: Array
-    scales: Array
-    minimums: Array | None = None
-
-    def dequantize(self) -> F32Array:
-        """The weights as float32 [N, K]."""
-        n, k = self.quants.shape
-        values = self.quants.reshape(n, -1, self.group).astype(np.float32)
-        values *= self.scales.astype(np.float32)[:, :, None]
-        if self.minimums is not None:
-            values += self.minimums.astype(np.float32)[:, :, None]
-        return values.reshape(n, k)
-
-
 @dataclass(frozen=True, kw_only=True)
 class QuantEncoding:
-    """A block encoding, and the weight format that holds it exactly or nearly so."""
+    """A block encoding, and the weight format that holds it exactly."""
 
     block_len: int
     block_bytes: int
     format: str
-    unpack: Callable[[U8Array], Unpacked]  # from [N, B, block_bytes]
+    unpack: Callable[[U8Array], Weight]  # from [N, B, block_bytes]
 
 
 def _half(blocks: U8Array, start: int) -> F16Array:
@@ -78,39 +55,34 @@ def _rows(blocks: npt.NDArray[_T]) -> npt.NDArray[_T]:
     return blocks.reshape(blocks.shape[0], -1)
 
 
-def _unpack_q8_0(blocks: U8Array) -> Unpacked:
+def _unpack_q8_0(blocks: U8Array) -> Weight:
     quants = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8)
-    return Unpacked(group=GROUP, quants=_rows(quants), scales=_half(blocks, 0))
+    return Weight(format="q8", quants=_rows(quants), scales=_half(blocks, 0))
 
 
-def _unpack_q4_0(blocks: U8Array) -> Unpacked:
-    scales = _half(blocks, 0)
-    return Unpacked(
-        group=GROUP,
-        quants=_rows(_nibbles(blocks[:, :, 2:])),
-        scales=scales,
-        minimums=scales * np.float16(-8),
-    )
+def _unpack_q4_0(blocks: U8Array) -> Weight:
+    quants = _nibbles(blocks[:, :, 2:]).view(np.int8) - np.int8(8)
+    return Weight(format="q4_0", quants=_rows(quants), scales=_half(blocks, 0))
 
 
-def _unpack_q4_1(blocks: U8Array) -> Unpacked:
-    return Unpacked(
-        group=GROUP,
+def _unpack_q4_1(blocks: U8Array) -> Weight:
+    return Weight(
+        format="q4",
         quants=_rows(_nibbles(blocks[:, :, 4:])),
         scales=_half(blocks, 0),
         minimums=_half(blocks, 2),
     )
 
 
-def _unpack_q5_0(blocks: U8Array) -> Unpacked:
+def _unpack_q5_0(blocks: U8Array) -> Weight:
     fifth = np.unpackbits(blocks[:, :, 2:6], axis=2, bitorder="little")
     quants = _nibbles(blocks[:, :, 6:]).reshape(fifth.shape) | (fifth << 4)
     centred = quants.view(np.int8) - np.int8(16)
-    return Unpacked(group=GROUP, quants=_rows(centred), scales=_half(blocks, 0))
+    return Weight(format="q8", quants=_rows(centred), scales=_half(blocks, 0))
 
 
-def _k_scales(blocks: U8Array) -> tuple[F32Array, F32Array]:
-    """Scales and minimums [N, 8B] of Q4_K and Q5_K: 6-bit factors packed into bytes 4 to 15.
+def _k_planes(blocks: U8Array) -> dict[str, Array]:
+    """Scales and minimums of Q4_K and Q5_K, and their 6-bit factors, packed into bytes 4 to 15.
 
     Factors 0-3 lie in the low 6 bits of bytes 0-3 (scales) and 4-7 (minimums). Factors 4-7
     have their low half in bytes 8-11 (scale low nibble, minimum high nibble) and their
@@ -119,49 +91,50 @@ def _k_scales(blocks: U8Array) -> tuple[F32Array, F32Array]:
     first, second, low = (blocks[:, :, i : i + 4] for i in (4, 8, 12))
     scales = np.concatenate((first & 0x3F, (low & 0x0F) | (first >> 6 << 4)), axis=2)
     minimums = np.concatenate((second & 0x3F, (low >> 4) | (second >> 6 << 4)), axis=2)
-    scale, minimum = (_half(blocks, i).astype(np.float32) for i in (0, 2))
-    return _rows(scale[:, :, None] * scales), _rows(-minimum[:, :, None] * minimums)
+    return {
+        "scales": _half(blocks, 0),
+        "minimums": -_half(blocks, 2),  # the file subtracts them
+        "scale_factors": _rows(scales),
+        "minimum_factors": _rows(minimums),
+    }
 
 
-def _unpack_q4_k(blocks: U8Array) -> Unpacked:
-    scales, minimums = _k_scales(blocks)
+def _unpack_q4_k(blocks: U8Array) -> Weight:
     quants = _nibbles(blocks[:, :, 16:].reshape(*blocks.shape[:2], 4, 32))
-    return Unpacked(group=32, quants=_rows(quants), scales=scales, minimums=minimums)
+    return Weight(format="q4_k", quants=_rows(quants), **_k_planes(blocks))
 
 
-def _unpack_q5_k(blocks: U8Array) -> Unpacked:
-    scales, minimums = _k_scales(blocks)
+def _unpack_q5_k(blocks: U8Array) -> Weight:
     quants = _nibbles(blocks[:, :, 48:].reshape(*blocks.shape[:2], 4, 32))
     fifth = np.ascontiguousarray(blocks[:, :, 16:48])  # bit i belongs to group i
     for group in range(8):
         quants[:, :, group // 2, group % 2] |= (fifth >> group & 1) << 4
-    return Unpacked(group=32, quants=_rows(quants), scales=scales, minimums=minimums)
+    return Weight(format="q5_k", quants=_rows(quants), **_k_planes(blocks))
 
 
-def _unpack_q6_k(blocks: U8Array) -> Unpacked:
+def _unpack_q6_k(blocks: U8Array) -> Weight:
     """Two halves of 128 weights, each 64 bytes of low nibbles and 32 of upper bit pairs."""
     n, b, _ = blocks.shape
     quants = _nibbles(blocks[:, :, :128].reshape(n, b, 2, 64)).reshape(n, b, 2, 4, 32)
     pairs = np.ascontiguousarray(blocks[:, :, 128:192]).reshape(n, b, 2, 32)
     for quarter in range(4):
         quants[:, :, :, quarter] |= (pairs >> 2 * quarter & 3) << 4
-    factors = np.ascontiguousarray(blocks[:, :, 192:208]).view(np.int8)
-    scale = _half(blocks, 208).astype(np.float32)
-    return Unpacked(
-        group=16,
+    return Weight(
+        format="q6_k",
         quants=_rows(quants.view(np.int8) - np.int8(32)),
-        scales=_rows(scale[:, :, None] * factors),
+        scales=_half(blocks, 208),
+        scale_factors=_rows(np.ascontiguousarray(blocks[:, :, 192:208]).view(np.int8)),
     )
 
 
 QUANT_ENCODINGS = {
-    "Q4_0": QuantEncoding(block_len=32, block_bytes=18, format="q4", unpack=_unpack_q4_0),
+    "Q4_0": QuantEncoding(block_len=32, block_bytes=18, format="q4_0", unpack=_unpack_q4_0),
     "Q4_1": QuantEncoding(block_len=32, block_bytes=20, format="q4", unpack=_unpack_q4_1),
     "Q5_0": QuantEncoding(block_len=32, block_bytes=22, format="q8", unpack=_unpack_q5_0),
     "Q8_0": QuantEncoding(block_len=32, block_bytes=34, format="q8", unpack=_unpack_q8_0),
-    "Q4_K": QuantEncoding(block_len=256, block_bytes=144, format="q4", unpack=_unpack_q4_k),
-    "Q5_K": QuantEncoding(block_len=256, block_bytes=176, format="q8", unpack=_unpack_q5_k),
-    "Q6_K": QuantEncoding(block_len=256, block_bytes=210, format="q8", unpack=_unpack_q6_k),
+    "Q4_K": QuantEncoding(block_len=256, block_bytes=144, format="q4_k", unpack=_unpack_q4_k),
+    "Q5_K": QuantEncoding(block_len=256, block_bytes=176, format="q5_k", unpack=_unpack_q5_k),
+    "Q6_K": QuantEncoding(block_len=256, block_bytes=210, format="q6_k", unpack=_unpack_q6_k),
 }
 
 FLOAT_ENCODINGS = {

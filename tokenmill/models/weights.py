@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
-from tokenmill.ir.formats import FORMATS, GROUP, Weight, quantize
+from tokenmill.ir.formats import FORMATS, Weight, quantize
 from tokenmill.models.checkpoint import Checkpoint
 from tokenmill.models.encodings import (
     BFLOAT16,
     FLOAT_ENCODINGS,
     QUANT_ENCODINGS,
     REQUANTIZED_ENCODINGS,
-    Unpacked,
 )
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 from tokenmill.models.progress import Progress, SilentProgress
@@ -183,29 +182,12 @@ def _decode_rows(
         values = floats.astype(np.float32)
     elif (encoding := QUANT_ENCODINGS.get(encoding_name)) is not None:
         unpacked = encoding.unpack(data.reshape(data.shape[0], -1, encoding.block_bytes))
-        if format_name == encoding.format and _fits(unpacked, format_name):
-            return _as_weight(unpacked, format_name)
+        if unpacked.format == format_name:
+            return unpacked, None
         values = unpacked.dequantize()
     else:
         values = _dequantize_by_gguf(data, encoding_name)
     return quantize(values, format_name), None if format_name == "f32" else values
-
-
-def _fits(unpacked: Unpacked, format_name: str) -> bool:
-    """Whether the integers can stay as they are."""
-    has_minimum = unpacked.minimums is not None
-    return unpacked.group == GROUP and has_minimum == FORMATS[format_name].has_minimum
-
-
-def _as_weight(unpacked: Unpacked, format_name: str) -> tuple[Weight, F32Array | None]:
-    weight = Weight(
-        format=format_name,
-        quants=unpacked.quants,
-        scales=unpacked.scales.astype(np.float16),
-        minimums=None if unpacked.minimums is None else unpacked.minimums.astype(np.float16),
-    )
-    is_exact = unpacked.scales.dtype == np.float16
-    return weight, None if is_exact else unpacked.dequantize()
 
 
 def _dequantize_by_gguf(data: U8Array, encoding_name: str) -> F32Array:
@@ -223,10 +205,8 @@ def _squared_norm(values: npt.NDArray[np.floating]) -> float:
 
 
 def _check_finite(tensor: EncodedTensor, weight: Weight, values: F32Array | None) -> None:
-    planes = [weight.quants if weight.scales is None else weight.scales]
-    if weight.minimums is not None:
-        planes.append(weight.minimums)
-    if all(_is_finite(plane) for plane in planes):
+    halves = [p for p in (weight.scales, weight.minimums) if p is not None]
+    if all(_is_finite(plane) for plane in halves or [weight.quants]):
         return
     if values is not None and _is_finite(values):
         wider = "f32" if weight.format == "bf16" else "bf16"
@@ -249,23 +229,14 @@ class _Planes:
 
     def __init__(self, format_name: str, n: int, k: int) -> None:
         row = FORMATS[format_name]
-        groups = (n, -(-k // GROUP))
         self._format = format_name
-        self._quants: Array = np.empty((n, k), row.quant_dtype)
-        self._scales = np.empty(groups, np.float16) if row.has_scale else None
-        self._minimums = np.empty(groups, np.float16) if row.has_minimum else None
+        self._arrays: dict[str, Array] = {"quants": np.empty((n, k), row.quant_dtype)}
+        for name, (shape, dtype) in row.planes(n, k).items():
+            self._arrays[name] = np.empty(shape, dtype)
 
     def put(self, rows: slice, weight: Weight) -> None:
-        self._quants[rows] = weight.quants
-        if self._scales is not None:
-            self._scales[rows] = weight.scales
-        if self._minimums is not None:
-            self._minimums[rows] = weight.minimums
+        for name, array in self._arrays.items():
+            array[rows] = getattr(weight, name)
 
     def weight(self) -> Weight:
-        return Weight(
-            format=self._format,
-            quants=self._quants,
-            scales=self._scales,
-            minimums=self._minimums,
-        )
+        return Weight(format=self._format, **self._arrays)

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.graph import Function, Graph, Names, Node, Type, Value
 
 ROUNDED_FOR = {
-    "q4": {"f32": "f32", "bf16": "bf16", "int8": "int8"},
-    "q8": {"f32": "f32", "bf16": "bf16", "int8": "int8"},
+    **{n: {a: a for a in ("f32", "bf16", "int8")} for n, f in FORMATS.items() if f.has_scale},
     "bf16": {"f32": "f32", "bf16": "bf16", "int8": "bf16"},
     "f32": {"f32": "f32", "bf16": "f32", "int8": "f32"},
 }

@@ -1,20 +1,45 @@
-"""Compiles what a test emits, and calls it on arrays."""
+"""Compiles what a test emits, and calls it on arrays: here, or in an emulator of another CPU."""
 
 import ctypes
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
+from tests.unit.llvm.emulator import WHY_NO_EMULATOR, EmulatedObject
 from tokenmill.backends.llvm.compile import LoadedObject, compile_object, load_object
 from tokenmill.backends.llvm.emit import Module, Value, size_of
 from tokenmill.backends.llvm.lanes import Lanes
-from tokenmill.backends.llvm.target import ROWS, Row, missing_features
+from tokenmill.backends.llvm.target import (
+    ROWS,
+    Row,
+    foreign_row,
+    host_arch,
+    missing_features,
+    pick_row,
+)
 from tokenmill.ir.order import LANES
 
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 ROW_NAMES = [row.name for row in ROWS if not missing_features(row)]
 """The instruction sets that this machine can run."""
+
+FOREIGN_NAMES = [row.name for row in ROWS if row.arch == "aarch64" != host_arch()]
+"""Those that an emulator may run for it."""
+
+ALL_ROWS = [
+    *ROW_NAMES,
+    *(
+        pytest.param(name, marks=pytest.mark.skipif(bool(WHY_NO_EMULATOR), reason=WHY_NO_EMULATOR))
+        for name in FOREIGN_NAMES
+    ),
+]
+"""Parameters for tests that run kernels on every row."""
+
+
+def row_named(name: str) -> Row:
+    return foreign_row(name) if name in FOREIGN_NAMES else pick_row(name)
 
 
 def aligned(size_bytes: int) -> AnyArray:
@@ -24,14 +49,21 @@ def aligned(size_bytes: int) -> AnyArray:
     return whole[start : start + size_bytes]
 
 
-def load(module: Module, row: Row) -> LoadedObject:
-    return load_object(compile_object(str(module), row))
+def load(module: Module, row: Row) -> LoadedObject | EmulatedObject:
+    code = compile_object(str(module), row)
+    if row.name in FOREIGN_NAMES:
+        return EmulatedObject(code, [f.name for f in module.functions if f.public])
+    return load_object(code)
 
 
-def call(loaded: LoadedObject, symbol: str, *arguments: int) -> None:
-    """Call a function of integers and pointers; all of them are 64 bits wide."""
-    kinds = [ctypes.c_int64] * len(arguments)
-    ctypes.CFUNCTYPE(None, *kinds)(loaded.address(symbol))(*arguments)
+def call(loaded: LoadedObject | EmulatedObject, symbol: str, *arguments: int | AnyArray) -> None:
+    """Call a function of 64-bit integers and addresses of arrays, which it may change."""
+    if isinstance(loaded, EmulatedObject):
+        loaded.call(symbol, *arguments)
+        return
+    words = [a if isinstance(a, int) else a.ctypes.data for a in arguments]
+    kinds = [ctypes.c_int64] * len(words)
+    ctypes.CFUNCTYPE(None, *kinds)(loaded.address(symbol))(*words)
 
 
 def apply(
@@ -58,5 +90,5 @@ def apply(
     padded = np.zeros(vectors * LANES, values.dtype)
     padded[: len(values)] = values
     out = np.zeros(vectors * LANES, dtype)
-    call(load(module, row), "apply", padded.ctypes.data, out.ctypes.data, vectors)
+    call(load(module, row), "apply", padded, out, vectors)
     return out[: len(values)]

@@ -4,18 +4,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.unit.llvm.native import ROW_NAMES, AnyArray, apply
+from tests.unit.llvm.native import ALL_ROWS, AnyArray, apply, row_named
 from tokenmill.backends.llvm.emit import vector
 from tokenmill.backends.llvm.kv_cache import quantize_pair
 from tokenmill.backends.llvm.lanes import F32, HALF, I16, I32, Lanes
-from tokenmill.backends.llvm.target import Row, pick_row
+from tokenmill.backends.llvm.target import Row
 from tokenmill.ir.numerics import SMALLEST_GROUP
 from tokenmill.ir.order import LANES, tree_sum
 
 
-@pytest.fixture(params=ROW_NAMES)
+@pytest.fixture(params=ALL_ROWS)
 def row(request: pytest.FixtureRequest) -> Row:
-    return pick_row(request.param)
+    return row_named(request.param)
 
 
 def floats_near_16_bits() -> AnyArray:
@@ -54,7 +54,7 @@ def test_float32_is_rounded_to_the_nearest_bfloat(row: Row) -> None:
     """The instruction takes subnormal numbers for zero; nothing else differs between rows."""
     floats = floats_near_16_bits()
     found = apply(row, Lanes.f32_to_bf16, floats, (F32, I16), np.uint16)
-    if row.has_bf16_dot:
+    if row.bf16_dot == "vdpbf16ps":
         is_subnormal = np.abs(floats) < np.finfo(np.float32).tiny
         floats = np.where(is_subnormal, np.copysign(np.float32(0), floats), floats)
     assert_same_bits(found.view(ml_dtypes.bfloat16), floats.astype(ml_dtypes.bfloat16))

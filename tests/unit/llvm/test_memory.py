@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,19 @@ def test_memory_is_zeroed_aligned_and_shared_with_its_views(huge):
     assert arena.view(np.int32, (20,), offset=64)[13] == 7
     arena.buffer(64 + 13 * 4, 4)[:] = bytes(4)
     assert words[2, 3] == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+def test_linux_may_give_it_huge_pages_whatever_it_does_with_shared_memory():
+    arena = Arena(4 << 20)
+    for mapping in re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M):
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", mapping)
+        if found and int(found[1], 16) <= arena.address < int(found[2], 16):
+            flags = mapping.partition("VmFlags:")[2].split()
+            assert "hg" in flags  # advised
+            assert "sh" not in flags  # private
+            return
+    raise AssertionError("the arena is mapped nowhere")
 
 
 def test_a_view_outlives_close():

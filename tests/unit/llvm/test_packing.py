@@ -8,8 +8,6 @@ import numpy.typing as npt
 import pytest
 
 from tokenmill.backends.llvm.packing import (
-    CHUNK_K,
-    CHUNKS,
     PACKINGS,
     PAIR_ROWS,
     Packing,
@@ -17,71 +15,118 @@ from tokenmill.backends.llvm.packing import (
     pack_matrix,
     pack_vector,
 )
-from tokenmill.ir.formats import FORMATS, Weight, quantize
+from tokenmill.ir.formats import FORMATS, SUPER, Weight, quantize
 from tokenmill.ir.order import GROUP, LANES
 
 Bytes = npt.NDArray[np.uint8]
 Quants = npt.NDArray[np.generic]
+Unpack = Callable[[Bytes], Quants]
 
-SHAPES = ((1, 1), (16, 32), (17, 33), (32, 64), (5, 100), (70, 31))
-
-
-def q4_pairs(chunk: Bytes) -> Quants:
-    words = chunk.view(np.uint32)
-    nibbles = [(words >> (4 * (k // 2) + 16 * (k % 2))) & 15 for k in range(CHUNK_K)]
-    return np.stack(nibbles, axis=1).astype(np.uint8)
+SHAPES = ((1, 1), (16, 32), (17, 33), (32, 64), (5, 100), (70, 31), (3, 600))
 
 
-def q4_quads(chunk: Bytes) -> Quants:
-    quads = chunk.reshape(LANES, 4)
-    return np.concatenate([quads & 15, quads >> 4], axis=1)
+def pair_bits(words: Quants, k: int, bits: int) -> Quants:
+    """Bits of input k in words [LANES] whose halves hold even and odd inputs."""
+    return (words >> (bits * (k // 2) + 16 * (k % 2))) & (2**bits - 1)
+
+
+def quad_bits(words: Quants, k: int, bits: int) -> Quants:
+    """Bits of input k in words [LANES] whose bytes hold neighbours of four."""
+    return (words >> (bits * (k // 4) + 8 * (k % 4))) & (2**bits - 1)
+
+
+def nibbles(bits_of: Callable[[Quants, int, int], Quants], count: int, upper: int = 0) -> Unpack:
+    """Quants in words of 8 nibbles, and a last word of their upper bits."""
+
+    def unpack(chunk: Bytes) -> Quants:
+        words = chunk.view(np.uint32).reshape(-1, LANES)
+        quants = [bits_of(words[k // 8], k % 8, 4) for k in range(count)]
+        if upper:
+            quants = [q | bits_of(words[-1], k, upper) << 4 for k, q in enumerate(quants)]
+        return np.stack(quants, axis=1).astype(np.uint8)
+
+    return unpack
 
 
 def q8_quads(chunk: Bytes) -> Quants:
-    quads = chunk.reshape(CHUNK_K // 4, LANES, 4).swapaxes(0, 1).reshape(LANES, CHUNK_K)
+    quads = chunk.reshape(2, LANES, 4).swapaxes(0, 1).reshape(LANES, 8)
     return (quads.astype(np.int16) - 128).astype(np.int8)
 
 
 def bf16_pairs(chunk: Bytes) -> Quants:
-    pairs = chunk.view(ml_dtypes.bfloat16).reshape(CHUNK_K // 2, LANES, 2)
-    return pairs.swapaxes(0, 1).reshape(LANES, CHUNK_K)
+    pairs = chunk.view(ml_dtypes.bfloat16).reshape(4, LANES, 2)
+    return pairs.swapaxes(0, 1).reshape(LANES, 8)
 
 
-UNPACKERS: dict[tuple[str, str], Callable[[Bytes], Quants]] = {
-    ("q4", "bf16"): q4_pairs,
-    ("q4", "f32"): q4_pairs,
-    ("q4", "int8"): q4_quads,
-    ("q8", "bf16"): lambda chunk: chunk.view(np.int8).reshape(CHUNK_K, LANES).T,
-    ("q8", "f32"): lambda chunk: chunk.view(np.int8).reshape(CHUNK_K, LANES).T,
+UNPACKERS: dict[tuple[str, str], Unpack] = {
+    ("q8", "bf16"): lambda chunk: chunk.view(np.int8).reshape(8, LANES).T,
+    ("q8", "f32"): lambda chunk: chunk.view(np.int8).reshape(8, LANES).T,
     ("q8", "int8"): q8_quads,
     ("bf16", "bf16"): bf16_pairs,
     ("bf16", "f32"): bf16_pairs,
-    ("f32", "f32"): lambda chunk: chunk.view(np.float32).reshape(CHUNK_K, LANES).T,
+    ("f32", "f32"): lambda chunk: chunk.view(np.float32).reshape(8, LANES).T,
 }
-"""A chunk of bytes to quants [LANES, CHUNK_K], written down from the docstring of packing.py."""
+"""A chunk of bytes to quants [LANES, chunk_k], written down from the docstring of packing.py."""
+
+for name, inputs, high in (
+    *((name, 8, 0) for name in ("q4", "q4_0", "q4_k")),
+    ("q5_k", 32, 1),
+    ("q6_k", 16, 2),
+):
+    UNPACKERS[name, "int8"] = nibbles(quad_bits, inputs, high)
+    UNPACKERS[name, "bf16"] = UNPACKERS[name, "f32"] = nibbles(pair_bits, inputs, high)
+
+ADDED = {"q4_0": 8, "q6_k": 32}
+
+
+def unpack_header(packing: Packing, header: Bytes, groups: int) -> dict[str, Quants]:
+    """Planes [LANES, columns] of one block, written down from the docstring of headers.py."""
+    row = FORMATS[packing.format]
+    if row.factor_dtype is None:
+        count = int(row.has_scale) + int(row.has_minimum)
+        planes = header[: 2 * count * groups * LANES].view(np.float16)
+        found = planes.reshape(count, groups, LANES).swapaxes(1, 2)
+        return dict(zip(("scales", "minimums"), found, strict=False))
+    per_super, records = SUPER // row.group, -(-groups // (SUPER // GROUP))
+    size = 256 if row.has_minimum else 288
+    cells = header[: records * size].reshape(records, size)
+    shared = cells[:, size - 64 :].copy().view(np.float16).reshape(records, 2, LANES)
+    if not row.has_minimum:
+        factors = cells[:, :256].view(np.int8).reshape(records * per_super, LANES).T
+        return {"scales": shared[:, 1].T, "scale_factors": factors}
+    low = cells[:, :192].reshape(records, 3, 1, 4, LANES)
+    scale, minimum, upper = np.concatenate([low & 15, low >> 4], axis=2).swapaxes(0, 1)
+    factors = (scale | (upper & 3) << 4, minimum | upper >> 2 << 4)
+    flat = [f.reshape(records * per_super, LANES).T for f in factors]
+    return {
+        "scales": shared[:, 0].T,
+        "minimums": shared[:, 1].T,
+        "scale_factors": flat[0],
+        "minimum_factors": flat[1],
+    }
 
 
 def unpack(blocks: Bytes, packing: Packing, k: int) -> Weight:
     """The weight [len(blocks) * LANES, k] in packed blocks."""
     groups = -(-k // GROUP)
     row = FORMATS[packing.format]
-    quants = np.empty((len(blocks), LANES, groups * GROUP), row.quant_dtype)
-    planes = np.empty((packing.planes, len(blocks), LANES, groups), np.float16)
-    for index, block in enumerate(blocks):
-        heads = block[: 2 * packing.planes * groups * LANES].view(np.float16)
-        planes[:, index] = heads.reshape(packing.planes, groups, LANES).swapaxes(1, 2)
-        chunks = block[packing.header_bytes(groups) :].reshape(groups * CHUNKS, -1)
-        for number, chunk in enumerate(chunks):
-            start = number * CHUNK_K
-            found = UNPACKERS[packing.format, packing.dot](chunk.copy())
-            quants[index, :, start : start + CHUNK_K] = found
-    flat = planes.reshape(packing.planes, len(blocks) * LANES, groups)
-    return Weight(
-        format=packing.format,
-        quants=quants.reshape(len(blocks) * LANES, -1)[:, :k],
-        scales=flat[0] if row.has_scale else None,
-        minimums=flat[1] if row.has_minimum else None,
+    quants = np.empty(
+        (len(blocks), LANES, groups * GROUP), np.int16 if row.has_scale else np.float32
     )
+    n = len(blocks) * LANES
+    planes = {name: np.empty(shape, dtype) for name, (shape, dtype) in row.planes(n, k).items()}
+    for index, block in enumerate(blocks):
+        header = unpack_header(packing, block[: packing.header_bytes(groups)], groups)
+        for name, plane in planes.items():
+            plane[index * LANES : (index + 1) * LANES] = header[name][:, : plane.shape[1]]
+        chunks = block[packing.header_bytes(groups) :].reshape(-1, packing.chunk_bytes)
+        for number, chunk in enumerate(chunks):
+            start = number * packing.chunk_k
+            found = UNPACKERS[packing.format, packing.dot](chunk.copy())
+            quants[index, :, start : start + packing.chunk_k] = found
+    quants -= ADDED.get(packing.format, 0)
+    flat = quants.reshape(n, -1)[:, :k].astype(row.quant_dtype)
+    return Weight(format=packing.format, quants=flat, **planes)
 
 
 def random_weight(format_name: str, shape: tuple[int, int]) -> Weight:
@@ -125,6 +170,16 @@ def test_inputs_beyond_k_are_filled_up_with_zeros(packing: Packing) -> None:
     weight = random_weight(packing.format, (16, 33))
     blocks = pack_matrix(weight, packing, RowOrder(count=16).rows()[:16])
     assert not unpack(blocks, packing, 64).quants[:, 33:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "file_bytes"),
+    [("q4_0", 18 * 8), ("q8", 34 * 8), ("q4_k", 144), ("q5_k", 176), ("q6_k", 210)],
+)
+@pytest.mark.parametrize("dot", ["bf16", "int8"])
+def test_a_block_takes_no_more_bytes_than_the_file(name: str, file_bytes: int, dot: str) -> None:
+    """By SUPER inputs of LANES rows, as ggml has them."""
+    assert PACKINGS[name, dot].block_bytes(16) == 2 * LANES * file_bytes
 
 
 @pytest.mark.parametrize("packing", PACKINGS.values(), ids=lambda p: p.name)

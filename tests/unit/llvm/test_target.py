@@ -24,9 +24,23 @@ FULL = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni
 def test_the_best_row_that_the_host_supports_is_picked(host):
     host("x86_64", *FULL)
     assert pick_row().name == "avx512-bf16"
+    host("x86_64", *FULL[:4], "avx512vnni")
+    assert pick_row().name == "avx512-vnni"
     host("x86_64", *FULL[:-1])
+    assert pick_row().name == "avx512"
+    host("x86_64", "avx2", "fma", "f16c", "avxvnni")
+    assert pick_row().name == "avx2-vnni"
+    host("x86_64", "avx2", "fma", "f16c")
+    assert pick_row().name == "avx2"
+    host("x86_64", "avx2")
     assert pick_row().name == "portable"
+    host("aarch64", "neon", "dotprod", "i8mm", "bf16")
+    assert pick_row().name == "neon-bf16"
+    host("aarch64", "neon", "dotprod")
+    assert pick_row().name == "neon-dotprod"
     host("aarch64", "neon")
+    assert pick_row().name == "neon"
+    host("riscv64", "v")
     assert pick_row().name == "portable"
 
 
@@ -37,6 +51,29 @@ def test_code_for_the_host_uses_its_scheduling_and_wide_vectors(host):
     assert "+avx512bf16" in row.features
     assert row.features.endswith("-prefer-256-bit")
     assert "+prefer-256-bit" not in row.features
+
+
+def test_a_forced_row_leaves_out_what_only_better_rows_may_use(host):
+    host("x86_64", *FULL, "avx2", "fma", "f16c", "avxvnni", "bmi2")
+    assert "+avx512vnni" in pick_row("avx512-vnni").features
+    off = {f for f in pick_row("avx2").features.split(",") if f.startswith("-")}
+    assert off == {f"-{name}" for name in (*FULL, "avxvnni", "prefer-256-bit")}
+    assert "+bmi2" in pick_row("avx2").features
+
+
+def test_tiles_are_as_large_as_the_registers_allow(host):
+    sizes = {row.name: (row.tile_rows, row.wide_rows) for row in ROWS}
+    assert sizes["avx512"] == (12, 4)
+    assert sizes["avx2"] == sizes["neon"] == (3, 1)
+    assert sizes["portable"] == (1, 0)
+
+
+def test_choosing_a_row_sets_up_no_architecture_but_this_one(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("all of LLVM's architectures were set up")
+
+    monkeypatch.setattr(target.llvm, "initialize_all_targets", refuse)
+    target.make_target_machine(pick_row())
 
 
 def test_the_portable_row_asks_for_nothing_beyond_the_architecture(host):
@@ -54,7 +91,9 @@ def test_the_environment_forces_a_row_and_the_argument_wins(host, monkeypatch):
 
 def test_an_unknown_row_is_refused_with_the_known_ones(host):
     host("x86_64", *FULL[:2])
-    with pytest.raises(UsageError, match=r"unknown .*'sse9'.*avx512-bf16 .not on this host., port"):
+    with pytest.raises(
+        UsageError, match=r"unknown .*'sse9'.*: choose one of portable .not on.*bf16"
+    ):
         pick_row("sse9")
 
 

@@ -173,10 +173,13 @@ def _round_int8(scope: Scope, name: str, values: Pair, row: Value, pair: Value) 
     start = row.at(pair * GROUP)
     for index, integer in enumerate(integers):
         f.store(f.cast("trunc", integer, "i8"), start.at(index * LANES))
-    total = lanes.tree(integers[0] + integers[1])
+    halves = [lanes.tree(integer) for integer in integers]
+    total = halves[0] + halves[1]
     f.store(f.cast("sitofp", total, "float") * scale, row.at(record.sums).at(pair * 4))
     f.store(scale, row.at(record.scales).at(pair * 4))
     f.store(total * -128, row.at(record.starts).at(pair * 4))
+    for index, half in enumerate(halves):
+        f.store(half * -32, row.at(record.halves).at(pair * 8).at(index * 4))
 
 
 def _write_cache(scope: Scope, node: Node, made: dict[str, Pair], row: Value, pair: Value) -> None:

@@ -4,7 +4,11 @@ All vectors have LANES lanes; LLVM splits them where the machine's are narrower.
 an instruction gets it spelled out here and nowhere else.
 """
 
+from dataclasses import dataclass
 from math import log2
+
+import ml_dtypes
+import numpy as np
 
 from tokenmill.backends.llvm.emit import Function, Operand, Value, lanes_of, vector
 from tokenmill.backends.llvm.target import Row
@@ -114,38 +118,135 @@ class Lanes:
     def f32_to_bf16(self, x: Value) -> Value:
         """Float32 lanes to 16-bit lanes that hold bfloat16, to nearest even."""
         f = self.f
-        if self.row.has_bf16_dot:
+        if self.row.bf16_dot is not None:
             return f.bitcast(f.cast("fptrunc", x, "bfloat"), I16)
         bits = f.bitcast(x, I32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         quiet = f.select(x.compare("uno", x), f.const(I32, 0x7FC0), rounded)
         return f.cast("trunc", quiet, "i16")
 
+    def bf16_integers(self, words: Value, *, bits: int, minus: int) -> Value:
+        """A pair of bfloat16 a lane: the integers in the low bits of each half, less `minus`.
+
+        `bits` is at most 6; what lies above those bits in a half counts nothing.
+        """
+        f = self.f
+        if self.row.has_word_table:
+            numbers = np.arange(4 * LANES) % 2**bits - minus
+            table = numbers.astype(ml_dtypes.bfloat16).view(np.uint16).tolist()
+            kind = vector("i16", 2 * LANES)
+            low, high = f.lanes(kind, table[: 2 * LANES]), f.lanes(kind, table[2 * LANES :])
+            name = "llvm.x86.avx512.vpermi2var.hi.512"
+            return f.bitcast(f.intrinsic(name, kind, low, f.bitcast(words, kind), high), I32)
+        low, high = (
+            f.bitcast(f.cast("sitofp", ((words >> shift) & (2**bits - 1)) - minus, "float"), I32)
+            for shift in (0, 16)
+        )
+        return (low >> 16) | high
+
     # -- dots: each adds to `acc` the products of a few neighbours in k
 
     def dot_bf16(self, acc: Value, weights: Value, x: Value) -> Value:
-        """`weights` and `x` hold a pair of bfloat16 a 32-bit lane."""
-        f = self.f
-        if self.row.has_bf16_dot:
-            pairs = vector("bfloat", 2 * LANES)
-            name = "llvm.x86.avx512bf16.dpbf16ps.512"
-            return f.intrinsic(name, F32, acc, f.bitcast(weights, pairs), f.bitcast(x, pairs))
-        acc = self.fma(f.bitcast(weights << 16, F32), f.bitcast(x << 16, F32), acc)
-        high = f.const(I32, -65536)
-        return self.fma(f.bitcast(weights & high, F32), f.bitcast(x & high, F32), acc)
+        """`weights` and `x` hold a pair of bfloat16 a 32-bit lane.
 
-    def dot_int8(self, acc: Value, weights: Value, x: Value) -> Value:
-        """`weights` hold four unsigned bytes a lane, `x` four signed ones; `acc` is int32."""
+        x86's instruction is a fused multiply-add of the high halves, then one of the low ones;
+        so is what stands in for it, to the bit unless numbers below 2^-126 occur, which the
+        instruction takes for zero. Arm's instruction rounds in its own way.
+        """
         f = self.f
-        if self.row.has_int8_dot:
-            quads = vector("i8", 4 * LANES)
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            return f.intrinsic(name, I32, acc, f.bitcast(weights, quads), f.bitcast(x, quads))
+        if self.row.bf16_dot is not None:
+            pairs = vector("bfloat", 2 * LANES)
+            operands = (acc, f.bitcast(weights, pairs), f.bitcast(x, pairs))
+            return self._native(_NATIVE[self.row.bf16_dot, self.row.vector_bytes], *operands)
+        high = f.const(I32, -65536)
+        acc = self.fma(f.bitcast(weights & high, F32), f.bitcast(x & high, F32), acc)
+        return self.fma(f.bitcast(weights << 16, F32), f.bitcast(x << 16, F32), acc)
+
+    def dot_int8(self, acc: Value, weights: Value, x: Value, *, bits: int = 8) -> Value:
+        """`weights` hold four unsigned bytes a lane, below 2^bits, and `x` four signed ones.
+
+        `acc` is int32. Integers leave nothing to round: every row gives the same.
+        """
+        if self.row.int8_dot is None:
+            return self._spelled_out_int8(acc, weights, x)
+        native = _NATIVE[self.row.int8_dot, self.row.vector_bytes]
+        if self.row.int8_dot == "vpmaddubsw":
+            return self._paired_int8(native, acc, weights, x, bits)
+        quads = vector("i8", 4 * LANES)
+        signed = self.f.bitcast(x, quads)
+        if self.row.int8_dot != "sdot":
+            return self._native(native, acc, self.f.bitcast(weights, quads), signed)
+        # The weights are taken as signed: their top bit, which then counts -128, goes apart.
+        acc = self._native(native, acc, self.f.bitcast(weights & 0x7F7F7F7F, quads), signed)
+        if bits < 8:
+            return acc
+        top = self.f.bitcast(weights & -0x7F7F7F80, quads)
+        return acc - self._native(native, self.f.const(I32, 0), top, signed)
+
+    def _paired_int8(
+        self, native: "_Native", acc: Value, weights: Value, x: Value, bits: int
+    ) -> Value:
+        """Sums of two products in 16 bits, then of two sums in 32.
+
+        The first saturate at 2^15: two times 127 * 127, or 128 * 127, still fit.
+        """
+        f, bytes_, words = self.f, vector("i8", 4 * LANES), vector("i16", 2 * LANES)
+        parts = [weights] if bits < 8 else [weights & 0x7F7F7F7F, weights & -0x7F7F7F80]
+        add_up = _NATIVE["vpmaddwd", self.row.vector_bytes]
+        for part in parts:
+            sums = self._native(native, f.bitcast(part, bytes_), f.bitcast(x, bytes_))
+            acc = acc + self._native(add_up, sums, f.const(words, 1))
+        return acc
+
+    def _spelled_out_int8(self, acc: Value, weights: Value, x: Value) -> Value:
         for byte in range(4):
             unsigned = (weights >> (8 * byte)) & 255
             signed = (x << (24 - 8 * byte)).shift_signed(24)
             acc = acc + unsigned * signed
         return acc
+
+    def _native(self, native: "_Native", *operands: Value) -> Value:
+        """An instruction on LANES lanes, in as many parts as registers are narrower than that."""
+        f, made = self.f, []
+        for part in range(native.parts):
+            cut = [self._part(operand, part, native.parts) for operand in operands]
+            kind = vector(native.element, native.lanes // native.parts)
+            made.append(f.intrinsic(native.intrinsic, kind, *cut))
+        while len(made) > 1:
+            count = 2 * lanes_of(made[0].type)
+            made = [
+                f.shuffle(a, b, range(count)) for a, b in zip(made[::2], made[1::2], strict=True)
+            ]
+        return made[0]
+
+    def _part(self, value: Value, part: int, parts: int) -> Value:
+        size = lanes_of(value.type) // parts
+        return self.f.shuffle(value, value, range(part * size, (part + 1) * size))
+
+
+@dataclass(frozen=True)
+class _Native:
+    """An intrinsic, the lanes of its results on `parts` registers, and their type."""
+
+    intrinsic: str
+    parts: int
+    lanes: int = LANES
+    element: str = "i32"
+
+
+_NATIVE = {
+    ("vdpbf16ps", 64): _Native("llvm.x86.avx512bf16.dpbf16ps.512", 1, element="float"),
+    ("bfdot", 16): _Native("llvm.aarch64.neon.bfdot.v4f32.v8bf16", 4, element="float"),
+    ("vpdpbusd", 64): _Native("llvm.x86.avx512.vpdpbusd.512", 1),
+    ("vpdpbusd", 32): _Native("llvm.x86.avx512.vpdpbusd.256", 2),
+    ("vpmaddubsw", 64): _Native("llvm.x86.avx512.pmaddubs.w.512", 1, 2 * LANES, "i16"),
+    ("vpmaddubsw", 32): _Native("llvm.x86.avx2.pmadd.ub.sw", 2, 2 * LANES, "i16"),
+    ("vpmaddwd", 64): _Native("llvm.x86.avx512.pmaddw.d.512", 1),
+    ("vpmaddwd", 32): _Native("llvm.x86.avx2.pmadd.wd", 2),
+    ("usdot", 16): _Native("llvm.aarch64.neon.usdot.v4i32.v16i8", 4),
+    ("sdot", 16): _Native("llvm.aarch64.neon.sdot.v4i32.v16i8", 4),
+}
+"""By instruction and bytes a register."""
 
 
 def clamp(f: Function, value: Value, low: Operand, high: Operand) -> Value:

@@ -19,7 +19,7 @@ from tokenmill.backends.llvm.lanes import F32, clamp
 from tokenmill.backends.llvm.lower_linear import LinearLowering, Segment
 from tokenmill.backends.llvm.packing import PACKINGS, PAIR_ROWS, RowOrder, round_up
 from tokenmill.backends.llvm.scope import Scope, Slot, pairs_of
-from tokenmill.backends.llvm.tiles import MAX_ROWS, ROW_BYTES
+from tokenmill.backends.llvm.tiles import ROW_BYTES
 from tokenmill.ir.graph import Node, Type
 from tokenmill.ir.order import LANES
 
@@ -187,7 +187,7 @@ class ExpertLowering(LinearLowering):
         self.expert = scope.f.const("i64", 0)
 
     def emit(self) -> None:
-        out = self.f.variable(vector("float", MAX_ROWS * ROW_BYTES // 4))
+        out = self.f.variable(vector("float", self.scope.row.tile_rows * ROW_BYTES // 4))
         for segment in self.segments:
             self.walk_experts(segment, Value(self.f, out.text, "ptr"))
 
@@ -210,9 +210,16 @@ class ExpertLowering(LinearLowering):
                     )
                     for edge in (low, high)
                 )
-                with f.loop(start, stop) as pair, f.loop(0, count, MAX_ROWS) as done:
+                with (
+                    f.loop(start, stop) as pair,
+                    f.loop(0, count, self.scope.row.tile_rows) as done,
+                ):
                     left = count - done
-                    size = f.select(left.compare("slt", MAX_ROWS), left, MAX_ROWS)
+                    size = f.select(
+                        left.compare("slt", self.scope.row.tile_rows),
+                        left,
+                        self.scope.row.tile_rows,
+                    )
                     self.run_tile(segment, pair, first + done, size, out)
                     self.finish_rows(finish, pair, first + done, size, out, 0)
                 before.set(before.get() + cost * segment.pairs)

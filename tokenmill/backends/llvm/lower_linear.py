@@ -15,7 +15,8 @@ from tokenmill.backends.llvm.kv_cache import Pair
 from tokenmill.backends.llvm.lanes import F32, clamp
 from tokenmill.backends.llvm.packing import PACKINGS, PAIR_ROWS, RowOrder
 from tokenmill.backends.llvm.scope import Scope, Slot
-from tokenmill.backends.llvm.tiles import MAX_ROWS, ROW_BYTES, WIDE_ROWS, Tile
+from tokenmill.backends.llvm.target import MOST_TILE_ROWS
+from tokenmill.backends.llvm.tiles import ROW_BYTES, Tile
 from tokenmill.ir.graph import Node
 from tokenmill.ir.order import GROUP, LANES
 
@@ -105,7 +106,7 @@ class LinearLowering:
         self.total = scope.count(self.input)
 
     def emit(self) -> None:
-        out = self.f.variable(vector("float", MAX_ROWS * ROW_BYTES // 4))
+        out = self.f.variable(vector("float", self.scope.row.tile_rows * ROW_BYTES // 4))
         before = 0
         whole = sum(s.pairs * self.cost(s) for s in self.segments)
         for segment in self.segments:
@@ -132,7 +133,7 @@ class LinearLowering:
         """All pairs, two at a time while rows are few; each over all rows."""
         finish = self.epilogue_function(segment)
         is_alone = len(segment.linears) == 1
-        is_few = self.total.compare("sgt", 0) & self.total.compare("sle", WIDE_ROWS)
+        is_few = self.total.compare("sgt", 0) & self.total.compare("sle", self.scope.row.wide_rows)
         wide_stop = self.f.variable("i64", start)
         if is_alone:
             with self.f.when(is_few):
@@ -155,7 +156,8 @@ class LinearLowering:
     @contextmanager
     def row_tiles(self) -> "Iterator[tuple[Value, Value]]":
         """Loop over tiles of rows: the first row and how many."""
-        count = clamp(self.f, (self.total + (MAX_ROWS - 1)) // MAX_ROWS, 1, self.total + 1)
+        most = self.scope.row.tile_rows
+        count = clamp(self.f, (self.total + (most - 1)) // most, 1, self.total + 1)
         size = (self.total + (count - 1)) // count  # rows_per_tile
         with self.f.loop(0, self.total, size) as first:
             left = self.total - first
@@ -169,10 +171,10 @@ class LinearLowering:
     def joined_call(
         self, segment: Segment, pair: Value, first: Value, count: Value, out: Value
     ) -> None:
-        is_few = count.compare("sle", WIDE_ROWS)
+        is_few = count.compare("sle", self.scope.row.wide_rows)
         with self.f.when(is_few):
             self.tile_call(segment.linears, [pair], first, count, out)
-        with self.f.when(count.compare("sgt", WIDE_ROWS)):
+        with self.f.when(count.compare("sgt", self.scope.row.wide_rows)):
             for index, linear in enumerate(segment.linears):
                 self.tile_call([linear], [pair], first, count, out.at(index * ROW_BYTES // 2))
 
@@ -201,7 +203,7 @@ class LinearLowering:
         kind = self.scope.tables.tile(tile)
         size = 2 * tile.packing.block_bytes(tile.groups)
         panels = [self.panel(n).at(pair * size) for n in linears for pair in pairs]
-        table = self.scope.load("tiles", "ptr").at(8 * kind * MAX_ROWS)
+        table = self.scope.load("tiles", "ptr").at(8 * kind * MOST_TILE_ROWS)
         kernel = f.load("ptr", table.at((count - 1) * 8))
         x = self.scope.row_address(self.input, first)
         stride = self.const(self.scope.buffers[self.input].stride)

@@ -5,17 +5,12 @@ import numpy.typing as npt
 
 from tokenmill.backends.llvm.emit import Value
 from tokenmill.backends.llvm.epilogue import Epilogue, load_pair, load_value
+from tokenmill.backends.llvm.headers import Reader
 from tokenmill.backends.llvm.kv_cache import store_keys, store_values, token_head
 from tokenmill.backends.llvm.lanes import F32
-from tokenmill.backends.llvm.packing import (
-    CHUNK_K,
-    CHUNKS,
-    PACKINGS,
-    PAIR_ROWS,
-    Packing,
-    RowOrder,
-)
+from tokenmill.backends.llvm.packing import PACKINGS, PAIR_ROWS, Packing, RowOrder
 from tokenmill.backends.llvm.scope import Scope, Slot, pairs_of
+from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.graph import Node
 from tokenmill.ir.order import GROUP, LANES, padded_head, stored_dims
 
@@ -25,7 +20,6 @@ def lower_embed(scope: Scope, node: Node, dot: str) -> None:
 
     The table may serve as LM head too, so it is packed for the same `dot`.
     """
-    f = scope.f
     table = scope.types[node.operands[1]]
     groups = -(-int(table.shape[1]) // GROUP)
     packing = PACKINGS[table.dtype, dot]
@@ -35,8 +29,9 @@ def lower_embed(scope: Scope, node: Node, dot: str) -> None:
         token = _token(scope, t)
         block = panel.at((token >> 4) * packing.block_bytes(groups))
         out = scope.row_address(node.result.name, t)
-        with f.loop(0, groups) as group:
-            _unpack_group(scope, packing, block, token & (LANES - 1), group, groups, out)
+        reader = packing.header.reader(scope.lanes, [block], groups)
+        with reader.walk() as group:
+            _unpack_group(scope, packing, reader, token & (LANES - 1), group, out)
 
 
 def _token(scope: Scope, t: Value) -> Value:
@@ -49,33 +44,27 @@ def _token(scope: Scope, t: Value) -> Value:
 
 
 def _unpack_group(
-    scope: Scope,
-    packing: Packing,
-    block: Value,
-    lane: Value,
-    group: Value,
-    groups: int,
-    out: Value,
+    scope: Scope, packing: Packing, reader: Reader, lane: Value, group: Value, out: Value
 ) -> None:
     """One group of one row of a packed block, as float32."""
     f = scope.f
-    planes = [
-        scope.lanes.half_to_f32(
-            f.load("<16 x half>", block.at(i * groups * LANES * 2).at(group * (LANES * 2)), 32)
+    header = packing.header_bytes(reader.groups)
+    start = reader.blocks[0].at(header).at(group * packing.group_bytes)
+    parts = GROUP // FORMATS[packing.format].group
+    inputs, size = GROUP // parts, packing.group_bytes // parts
+    for part in range(parts):
+        scale, minimum = (
+            None if plane is None else _pick(scope, plane, lane)
+            for plane in reader.scales(group, part, 0)
         )
-        for i in range(packing.planes)
-    ]
-    scales = [_pick(scope, plane, lane) for plane in planes]
-    start = block.at(packing.header_bytes(groups)).at(group * (CHUNKS * packing.chunk_bytes))
-    with f.loop(0, CHUNKS) as chunk:
-        place = start.at(chunk * packing.chunk_bytes)
-        for k in range(CHUNK_K):
-            value = _element(scope, packing, place, lane, k)
-            if scales:
-                value = value * scales[0]
-            if len(scales) > 1:
-                value = value + scales[1]
-            f.store(value, out.at(group * (4 * GROUP)).at(chunk * (4 * CHUNK_K)).at(4 * k))
+        to = out.at(group * (4 * GROUP)).at(part * 4 * inputs)
+        with f.loop(0, inputs // packing.chunk_k) as chunk:
+            place = start.at(part * size).at(chunk * packing.chunk_bytes)
+            for k in range(packing.chunk_k):
+                value = _element(scope, packing, place, lane, k)
+                value = value if scale is None else value * scale
+                value = value if minimum is None else value + minimum
+                f.store(value, to.at(chunk * (4 * packing.chunk_k)).at(4 * k))
 
 
 def _pick(scope: Scope, plane: Value, lane: Value) -> Value:
@@ -88,12 +77,6 @@ def _element(scope: Scope, packing: Packing, chunk: Value, lane: Value, k: int) 
     """Quant k of a chunk in one lane, as float; the layouts of packing.py, read singly."""
     f = scope.f
     match packing.format, packing.dot:
-        case "q4", "int8":
-            byte = f.cast("zext", f.load("i8", chunk.at(lane * 4).at(k % 4)), "i32")
-            return f.cast("sitofp", (byte >> (4 * (k // 4))) & 15, "float")
-        case "q4", _:
-            word = f.load("i32", chunk.at(lane * 4))
-            return f.cast("sitofp", (word >> (4 * (k // 2) + 16 * (k % 2))) & 15, "float")
         case "q8", "int8":
             byte = f.load("i8", chunk.at((k // 4) * 64).at(lane * 4).at(k % 4))
             return f.cast("sitofp", f.cast("sext", byte ^ -128, "i32"), "float")
@@ -103,8 +86,22 @@ def _element(scope: Scope, packing: Packing, chunk: Value, lane: Value, k: int) 
         case "bf16", _:
             short = f.load("i16", chunk.at((k // 2) * 64).at(lane * 4).at(2 * (k % 2)))
             return f.bitcast(f.cast("zext", short, "i32") << 16, "float")
-        case _:
+        case "f32", _:
             return f.load("float", chunk.at(k * 64).at(lane * 4))
+    return f.cast("sitofp", _nibble(scope, packing, chunk, lane, k), "float")
+
+
+def _nibble(scope: Scope, packing: Packing, chunk: Value, lane: Value, k: int) -> Value:
+    """A quant of a nibble and maybe upper bits, as i32."""
+    word, row = scope.f.load("i32", chunk.at(k // 8 * 64).at(lane * 4)), FORMATS[packing.format]
+    is_quad = packing.dot == "int8"
+    shift = 8 * (k % 4) + 4 * (k % 8 // 4) if is_quad else 4 * (k % 8 // 2) + 16 * (k % 2)
+    quant = (word >> shift) & 15
+    if bits := packing.bits - 4:
+        upper = scope.f.load("i32", chunk.at(packing.chunk_bytes - 64).at(lane * 4))
+        shift = 8 * (k % 4) + bits * (k // 4) if is_quad else bits * (k // 2) + 16 * (k % 2)
+        quant = quant | (((upper >> shift) & (2**bits - 1)) << 4)
+    return quant + row.lowest if row.lowest else quant
 
 
 def lower_norm(scope: Scope, node: Node) -> None:

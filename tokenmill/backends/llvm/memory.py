@@ -20,6 +20,9 @@ from tokenmill.backends.llvm import cgroup
 from tokenmill.errors import CapacityError
 
 ALIGNMENT = 2 << 20  # bytes: a huge page
+_PRIVATE = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+)
 
 
 class Arena:
@@ -35,7 +38,9 @@ class Arena:
         if size_bytes > left:
             raise CapacityError(_too_large(size_bytes, left))
         try:
-            self._map: mmap.mmap | None = mmap.mmap(-1, size_bytes + ALIGNMENT)
+            # Python's default is shared memory, which Linux gives huge pages only if an
+            # administrator says so (shmem_enabled); private memory needs our advice alone.
+            self._map: mmap.mmap | None = mmap.mmap(-1, size_bytes + ALIGNMENT, **_PRIVATE)
         except (OSError, OverflowError, ValueError) as error:
             raise CapacityError(_too_large(size_bytes, left)) from error
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))

@@ -22,7 +22,8 @@ from tokenmill.backends.llvm.lower import Program
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import round_up
 from tokenmill.backends.llvm.program import CompiledProgram
-from tokenmill.backends.llvm.tiles import MAX_ROWS, rows_per_tile
+from tokenmill.backends.llvm.target import MOST_TILE_ROWS
+from tokenmill.backends.llvm.tiles import rows_per_tile
 from tokenmill.backends.llvm.weights import PackedWeights, angle_table
 from tokenmill.backends.llvm.workers import Workers
 from tokenmill.ir.graph import Type
@@ -109,7 +110,7 @@ class LlvmModel:
         self._keys, self._values = (Arena(max(size_bytes, 64)) for _ in range(2))
         self._cache_starts = np.cumsum([0, *(p.size_bytes for p in self._pools)], dtype=np.int64)
         self._logits = program.logits
-        self._tiles = np.zeros((len(program.tiles), MAX_ROWS), np.int64)
+        self._tiles = np.zeros((len(program.tiles), MOST_TILE_ROWS), np.int64)
         self._ready_tiles: set[int] = set()
         self._counters = np.zeros((program.num_counters, 8), np.int64)
         self._slots = np.zeros(limits.slots, np.int32)
@@ -151,15 +152,20 @@ class LlvmModel:
         return self._limits
 
     def warm_up(self) -> None:
-        for num_rows in range(1, min(MAX_ROWS, self._limits.tokens) + 1):
+        for num_rows in range(1, min(self._tile_rows, self._limits.tokens) + 1):
             self.prepare(num_rows)
+
+    @property
+    def _tile_rows(self) -> int:
+        """Rows of the largest tile; steps of more rows need no kernels of their own."""
+        return self._compiled.options.row.tile_rows
 
     def prepare(self, tokens: int) -> None:
         """Have the tile kernels ready that a step of so many tokens needs."""
-        size = rows_per_tile(tokens)
+        size = rows_per_tile(tokens, self._tile_rows)
         wanted = {size, (tokens - 1) % size + 1}
         if self._compiled.program.has_experts:
-            wanted |= set(range(1, min(tokens, MAX_ROWS) + 1))
+            wanted |= set(range(1, min(tokens, self._tile_rows) + 1))
         for rows in wanted - self._ready_tiles:
             for kind, address in self._compiled.tile_addresses(rows).items():
                 self._tiles[kind, rows - 1] = address

@@ -1,19 +1,26 @@
 """How a weight lies in memory, ready for its dot instruction.
 
-Output rows are cut into blocks of LANES: one row a lane. A block holds, for each group along k,
-its scales and minimums (float16, one a lane), and then its quants, CHUNK_K inputs a chunk:
+Output rows are cut into blocks of LANES: one row a lane. A block holds the scales and minimums of
+all its groups, filled up to 64 bytes, and then its quants along k, in chunks:
 
-    block = [scales: G x LANES][minimums: G x LANES], filled up to 64 bytes, [chunks: G x 4]
+    block = [header][chunks]
+    plain   header [scales: G x LANES][minimums: G x LANES], float16
+    K       header, for each SUPER inputs: see `headers.py`
 
 Within a chunk the layout depends on the dot (lane l is output row l of the block):
 
-    q4, pairs   one 32-bit word a lane: k and k + 1 are nibbles of its low and high half;
-                pair j takes bits 4j of each half
-    q4, quads   one 32-bit word a lane: byte c holds k = c low and k = 4 + c high
-    q8, planes  [k][lane] signed bytes
-    q8, quads   [k / 4][lane][k % 4] bytes, 128 added
-    bf16        [k / 2][lane][k % 2];  f32: [k][lane]
+    q4, pairs   8 inputs: one 32-bit word a lane: k and k + 1 are nibbles of its low and high
+                half; pair j takes bits 4j of each half
+    q4, quads   8 inputs: one 32-bit word a lane: byte c holds k = c low and k = 4 + c high
+    q5          32 inputs: their low nibbles in four words as above, then a word of fifth bits:
+                pairs: bit p of each half for pair p; quads: bit i of byte c for k = 4i + c
+    q6          16 inputs: two words of nibbles, then one of the two upper bits of each: pairs:
+                bits 2p of each half; quads: bits 2i of byte c
+    q8, planes  8 inputs: [k][lane] signed bytes
+    q8, quads   8 inputs: [k / 4][lane][k % 4] bytes, 128 added
+    bf16        8 inputs: [k / 2][lane][k % 2];  f32: [k][lane]
 
+q4_0 and q4_k lie as q4; q4_0 and q6_k have 8 and 32 added, so that their quants are unsigned.
 `rows` says which output row each lane takes; -1 is a row of zeros. K is filled up with zeros.
 """
 
@@ -23,11 +30,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from tokenmill.backends.llvm.headers import HEADERS, Header
 from tokenmill.ir.formats import FORMATS, Array, Weight
 from tokenmill.ir.order import GROUP, LANES, padded_head, stored_dims
 
-CHUNK_K = 8
-CHUNKS = GROUP // CHUNK_K
 PAIR_ROWS = 2 * LANES
 _ALIGN = 64
 
@@ -40,32 +46,43 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """One way to pack one format: bytes a chunk, and the packer of a chunk array.
+    """One way to pack one format: inputs and bytes a chunk, and the packer of a chunk array.
 
-    `pack` takes quants [blocks, LANES, chunks, CHUNK_K] and gives bytes
+    `pack` takes quants [blocks, LANES, chunks, chunk_k] and gives bytes
     [blocks, chunks, chunk_bytes].
     """
 
     format: str
     dot: str
+    chunk_k: int
     chunk_bytes: int
     pack: Callable[[Array], ByteArray] = field(repr=False)
 
     @property
-    def planes(self) -> int:
-        """How many float16 planes (scales, minimums) a block starts with."""
+    def header(self) -> Header:
+        return HEADERS[self.format]
+
+    @property
+    def bits(self) -> int:
+        """Of the largest quant, as the int8 dot takes it."""
         row = FORMATS[self.format]
-        return int(row.has_scale) + int(row.has_minimum)
+        return (row.highest - row.lowest).bit_length()
 
     @property
     def name(self) -> str:
         return f"{self.format}_{self.dot}"
 
+    @property
+    def group_bytes(self) -> int:
+        """Bytes that the quants of GROUP inputs take."""
+        return GROUP // self.chunk_k * self.chunk_bytes
+
     def header_bytes(self, groups: int) -> int:
-        return round_up(groups * LANES * 2 * self.planes, _ALIGN)
+        """For so many groups of GROUP inputs."""
+        return round_up(self.header.size(groups), _ALIGN)
 
     def block_bytes(self, groups: int) -> int:
-        return self.header_bytes(groups) + groups * CHUNKS * self.chunk_bytes
+        return self.header_bytes(groups) + groups * self.group_bytes
 
 
 def _bytes(array: Array, chunk_bytes: int) -> ByteArray:
@@ -75,7 +92,7 @@ def _bytes(array: Array, chunk_bytes: int) -> ByteArray:
 
 def _pack_q4_pairs(quants: Array) -> ByteArray:
     words = np.zeros((*quants.shape[:1], quants.shape[2], LANES), np.uint32)
-    for k in range(CHUNK_K):
+    for k in range(quants.shape[3]):
         shift = 4 * (k // 2) + 16 * (k % 2)
         words |= quants[..., k].swapaxes(1, 2).astype(np.uint32) << np.uint32(shift)
     return _bytes(words, 64)
@@ -84,6 +101,32 @@ def _pack_q4_pairs(quants: Array) -> ByteArray:
 def _pack_q4_quads(quants: Array) -> ByteArray:
     turned = quants.swapaxes(1, 2)
     return _bytes(turned[..., :4] | np.left_shift(turned[..., 4:], 4, dtype=np.uint8), 64)
+
+
+def _with_high_bits(
+    low: Callable[[Array], ByteArray], bits: int, *, are_pairs: bool
+) -> Callable[[Array], ByteArray]:
+    """Packer of nibbles by `low`, 8 inputs a word, then one word of so many upper bits of each."""
+
+    def pack(quants: Array) -> ByteArray:
+        blocks, lanes, chunks, chunk_k = quants.shape
+        unsigned = quants.view(np.uint8)
+        nibbles = (unsigned & 15).reshape(blocks, lanes, -1, 8)
+        words = low(nibbles).reshape(blocks, chunks, -1)
+        high = np.zeros((blocks, chunks, lanes), np.uint32)
+        for k in range(chunk_k):
+            shift = bits * (k // 2) + 16 * (k % 2) if are_pairs else bits * (k // 4) + 8 * (k % 4)
+            upper = (unsigned[..., k] >> 4).swapaxes(1, 2).astype(np.uint32)
+            high |= upper << np.uint32(shift)
+        return np.concatenate([words, _bytes(high, 64)], axis=2)
+
+    return pack
+
+
+_pack_q5_pairs = _with_high_bits(_pack_q4_pairs, 1, are_pairs=True)
+_pack_q5_quads = _with_high_bits(_pack_q4_quads, 1, are_pairs=False)
+_pack_q6_pairs = _with_high_bits(_pack_q4_pairs, 2, are_pairs=True)
+_pack_q6_quads = _with_high_bits(_pack_q4_quads, 2, are_pairs=False)
 
 
 def _pack_q8_planes(quants: Array) -> ByteArray:
@@ -108,18 +151,21 @@ def _pack_f32(quants: Array) -> ByteArray:
 
 
 PACKINGS: dict[tuple[str, str], Packing] = {
-    (fmt, dot): Packing(format=fmt, dot=dot, chunk_bytes=size, pack=pack)
-    for fmt, dot, size, pack in (
-        ("q4", "bf16", 64, _pack_q4_pairs),
-        ("q4", "f32", 64, _pack_q4_pairs),
-        ("q4", "int8", 64, _pack_q4_quads),
-        ("q8", "bf16", 128, _pack_q8_planes),
-        ("q8", "f32", 128, _pack_q8_planes),
-        ("q8", "int8", 128, _pack_q8_quads),
-        ("bf16", "bf16", 256, _pack_bf16),
-        ("bf16", "f32", 256, _pack_bf16),
-        ("f32", "f32", 512, _pack_f32),
+    (fmt, dot): Packing(format=fmt, dot=dot, chunk_k=inputs, chunk_bytes=size, pack=pack)
+    for formats, dots, inputs, size, pack in (
+        (("q4", "q4_0", "q4_k"), ("bf16", "f32"), 8, 64, _pack_q4_pairs),
+        (("q4", "q4_0", "q4_k"), ("int8",), 8, 64, _pack_q4_quads),
+        (("q5_k",), ("bf16", "f32"), 32, 320, _pack_q5_pairs),
+        (("q5_k",), ("int8",), 32, 320, _pack_q5_quads),
+        (("q6_k",), ("bf16", "f32"), 16, 192, _pack_q6_pairs),
+        (("q6_k",), ("int8",), 16, 192, _pack_q6_quads),
+        (("q8",), ("bf16", "f32"), 8, 128, _pack_q8_planes),
+        (("q8",), ("int8",), 8, 128, _pack_q8_quads),
+        (("bf16",), ("bf16", "f32"), 8, 256, _pack_bf16),
+        (("f32",), ("f32",), 8, 512, _pack_f32),
     )
+    for fmt in formats
+    for dot in dots
 }
 """By weight format and activation type."""
 
@@ -131,23 +177,22 @@ def pack_matrix(weight: Weight, packing: Packing, rows: npt.NDArray[np.intp]) ->
     blocks = len(rows) // LANES
     quants = np.zeros((len(rows), groups * GROUP), weight.quants.dtype)
     quants[rows >= 0, :k] = weight.quants[rows[rows >= 0]]
-    cells = quants.reshape(blocks, LANES, groups * CHUNKS, CHUNK_K)
+    if weight.format in ("q4_0", "q6_k"):
+        quants = quants.view(np.uint8) + np.uint8(-FORMATS[weight.format].lowest)
+    cells = quants.reshape(blocks, LANES, -1, packing.chunk_k)
     out = np.zeros((blocks, packing.block_bytes(groups)), np.uint8)
-    header = packing.header_bytes(groups)
-    out[:, header:] = packing.pack(cells).reshape(blocks, -1)
-    planes = [p for p in (weight.scales, weight.minimums) if p is not None]
-    for index, plane in enumerate(planes):
-        start = index * groups * LANES * 2
-        packed = _pack_plane(plane, rows, blocks)
-        out[:, start : start + packed.shape[1]] = packed
+    planes = {n: _blocked(p, rows, blocks) for n, p in weight.planes().items()}
+    packed = packing.header.pack(planes, groups)
+    out[:, : packed.shape[1]] = packed
+    out[:, packing.header_bytes(groups) :] = packing.pack(cells).reshape(blocks, -1)
     return out
 
 
-def _pack_plane(plane: Array, rows: npt.NDArray[np.intp], blocks: int) -> ByteArray:
-    values = np.zeros((len(rows), plane.shape[1]), np.float16)
+def _blocked(plane: Array, rows: npt.NDArray[np.intp], blocks: int) -> Array:
+    """[N, columns] -> [blocks, columns, LANES], zero where a row is -1."""
+    values = np.zeros((len(rows), plane.shape[1]), plane.dtype)
     values[rows >= 0] = plane[rows[rows >= 0]]
-    turned = values.reshape(blocks, LANES, -1).swapaxes(1, 2)
-    return np.ascontiguousarray(turned).view(np.uint8).reshape(blocks, -1)
+    return values.reshape(blocks, LANES, -1).swapaxes(1, 2)
 
 
 def pack_vector(values: npt.NDArray[np.float32], rows: npt.NDArray[np.intp]) -> ByteArray:

@@ -15,7 +15,7 @@ from tokenmill.backends.llvm.lower import Options, Program, WeightEntry, lower
 from tokenmill.backends.llvm.objects import ObjectCache, cache_key
 from tokenmill.backends.llvm.packing import PACKINGS, RowOrder
 from tokenmill.backends.llvm.scope import Buffer, Slot
-from tokenmill.backends.llvm.tiles import WIDE_ROWS, Tile, emit_tile
+from tokenmill.backends.llvm.tiles import Tile, emit_tile
 from tokenmill.ir.graph import Graph, Type
 from tokenmill.ir.numerics import Angles
 from tokenmill.ir.text import print_graph
@@ -48,10 +48,14 @@ class CompiledProgram:
 
     def tile_addresses(self, rows: int) -> dict[int, int]:
         """Kernels for so many rows, by index of the tile kind; compiled or loaded if need be."""
-        kinds = {i: t for i, t in enumerate(self.program.tiles) if _serves(t, rows)}
+        kinds = {i: t for i, t in enumerate(self.program.tiles) if self._serves(t, rows)}
         if rows not in self._tiles:
             self._tiles[rows] = load_object(self._tile_object(list(kinds.values()), rows))
         return {i: self._tiles[rows].address(t.symbol(rows)) for i, t in kinds.items()}
+
+    def _serves(self, tile: Tile, rows: int) -> bool:
+        """Tiles of two pairs exist for few rows only."""
+        return tile.pairs == 1 or rows <= self.options.row.wide_rows
 
     def _tile_object(self, tiles: list[Tile], rows: int) -> bytes:
         row = self.options.row
@@ -59,11 +63,6 @@ class CompiledProgram:
         return self.objects.get_or_build(
             key, lambda: compile_object(tile_ir(tiles, self.options, rows), row)
         )
-
-
-def _serves(tile: Tile, rows: int) -> bool:
-    """Tiles of two pairs exist for few rows only."""
-    return tile.pairs == 1 or rows <= WIDE_ROWS
 
 
 def tile_ir(tiles: list[Tile], options: Options, rows: int) -> str:

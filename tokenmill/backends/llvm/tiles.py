@@ -9,27 +9,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tokenmill.backends.llvm.emit import Function, Module, Value, Variable
-from tokenmill.backends.llvm.lanes import F32, HALF, I32, Lanes
-from tokenmill.backends.llvm.packing import CHUNK_K, CHUNKS, PACKINGS, Packing
+from tokenmill.backends.llvm.headers import Scales
+from tokenmill.backends.llvm.lanes import F32, I32, Lanes
+from tokenmill.backends.llvm.packing import PACKINGS, Packing
 from tokenmill.backends.llvm.target import Row
+from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.order import GROUP, LANES
 
 SLOTS = 4
 """Blocks that one tile can serve: two pairs."""
 ROW_BYTES = SLOTS * LANES * 4
-MAX_ROWS = 12
-"""Rows of the largest tile; it serves one pair."""
 
 
-def rows_per_tile(total: int) -> int:
+def rows_per_tile(total: int, most: int) -> int:
     """Cut `total` rows into as few tiles as can be, all but the last of one size."""
-    return -(-total // -(-total // MAX_ROWS))
+    return -(-total // -(-total // most))
 
-
-WIDE_ROWS = 4
-"""Up to so many rows a tile serves two pairs, which keeps more loads in flight."""
 
 Unpacked = Iterator[tuple[int, Value]]
+Unpacker = Callable[[Lanes, Value], Unpacked]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,9 @@ ELEMENT_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
 class Record:
     """A rounded activation row: the elements, then what the groups need.
 
-    [elements: G x GROUP][sums: G f32], and for int8 [scales: G f32][starts: G i32], where a
-    group's start is -128 times the sum of its integers (it undoes the 128 added to q8 bytes).
+    [elements: G x GROUP][sums: G f32], and for int8 [scales: G f32][starts: G i32]
+    [halves: G x 2 i32], where a group's start is -128 times the sum of its integers (it undoes
+    the 128 added to q8 bytes), and a half's is -32 times that of its own.
     """
 
     dtype: str
@@ -79,35 +78,100 @@ class Record:
         return self.scales + 4 * self.groups
 
     @property
+    def halves(self) -> int:
+        return self.starts + 4 * self.groups
+
+    @property
     def size(self) -> int:
-        return self.starts + 4 * self.groups if self.dtype == "int8" else self.scales
+        return self.halves + 8 * self.groups if self.dtype == "int8" else self.scales
 
 
 # -- unpackers: a chunk of weights to (offset in k, lanes) in the dot's steps
 
 
+def _word(f: Function, chunk: Value, index: int) -> Value:
+    return f.load(I32, chunk.at(64 * index), 64)
+
+
 def _words(f: Function, chunk: Value, count: int) -> list[Value]:
-    return [f.load(I32, chunk.at(64 * i), 64) for i in range(count)]
+    return [_word(f, chunk, i) for i in range(count)]
+
+
+_NIBBLES = 0x000F000F  # of a word of pairs
+
+
+def _shifted(word: Value, count: int) -> Value:
+    """To the right by `count` bits, to the left if it is negative."""
+    return word >> count if count >= 0 else word << -count
 
 
 def _q4_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
     """A nibble under the exponent of 128 is the bfloat16 128 + nibble."""
     [word] = _words(lanes.f, chunk, 1)
     for pair in range(4):
-        yield 2 * pair, ((word >> (4 * pair)) & 0x000F000F) | 0x43004300
+        yield 2 * pair, ((word >> (4 * pair)) & _NIBBLES) | 0x43004300
 
 
-def _q4_f32(lanes: Lanes, chunk: Value) -> Unpacked:
+def _q5_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
+    """The same, with a fifth bit above each nibble. A word is loaded when its turn comes."""
+    fifth = _word(lanes.f, chunk, 4)
+    word = _word(lanes.f, chunk, 0)
+    for pair in range(16):
+        if pair % 4 == 0:
+            word = _word(lanes.f, chunk, pair // 4)
+        low = (word >> (4 * (pair % 4))) & _NIBBLES
+        yield 2 * pair, low | (_shifted(fifth, pair - 4) & 0x00100010) | 0x43004300
+
+
+def _q4_0_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
     [word] = _words(lanes.f, chunk, 1)
-    for k in range(CHUNK_K):
-        nibble = (word >> (4 * (k // 2) + 16 * (k % 2))) & 15
-        yield k, lanes.f.cast("sitofp", nibble, "float")
+    for pair in range(4):
+        yield 2 * pair, lanes.bf16_integers(word >> (4 * pair), bits=4, minus=8)
 
 
-def _q4_int8(lanes: Lanes, chunk: Value) -> Unpacked:
-    [word] = _words(lanes.f, chunk, 1)
-    yield 0, word & 0x0F0F0F0F
-    yield 4, (word >> 4) & 0x0F0F0F0F
+def _q6_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
+    upper = _word(lanes.f, chunk, 2)
+    word = _word(lanes.f, chunk, 0)
+    for pair in range(8):
+        if pair % 4 == 0:
+            word = _word(lanes.f, chunk, pair // 4)
+        low = word >> (4 * (pair % 4))
+        joined = (low & _NIBBLES) | (_shifted(upper, 2 * pair - 4) & ~_NIBBLES)
+        yield 2 * pair, lanes.bf16_integers(joined, bits=6, minus=32)
+
+
+def _nibbles_f32(format_name: str, upper_bits: int) -> Unpacker:
+    """All formats of nibbles and upper bits, in pairs, as float32."""
+    packing, row = PACKINGS[format_name, "f32"], FORMATS[format_name]
+
+    def unpack(lanes: Lanes, chunk: Value) -> Unpacked:
+        words = _words(lanes.f, chunk, packing.chunk_bytes // 64)
+        for k in range(packing.chunk_k):
+            quant = (words[k // 8] >> (4 * (k % 8 // 2) + 16 * (k % 2))) & 15
+            if upper_bits:
+                place = upper_bits * (k // 2) + 16 * (k % 2)
+                quant = quant | (((words[-1] >> place) & (2**upper_bits - 1)) << 4)
+            if row.lowest:
+                quant = quant + row.lowest
+            yield k, lanes.f.cast("sitofp", quant, "float")
+
+    return unpack
+
+
+def _nibbles_int8(format_name: str, upper_bits: int) -> Unpacker:
+    """The same, in quads, as unsigned bytes."""
+    packing = PACKINGS[format_name, "int8"]
+    mask = 0x01010101 * ((2**upper_bits - 1) << 4)
+
+    def unpack(lanes: Lanes, chunk: Value) -> Unpacked:
+        words = _words(lanes.f, chunk, packing.chunk_bytes // 64)
+        for quad in range(packing.chunk_k // 4):
+            quants = (words[quad // 2] >> (4 * (quad % 2))) & 0x0F0F0F0F
+            if upper_bits:
+                quants = quants | (_shifted(words[-1], upper_bits * quad - 4) & mask)
+            yield 4 * quad, quants
+
+    return unpack
 
 
 def _q8_plane(lanes: Lanes, chunk: Value, k: int) -> Value:
@@ -116,14 +180,14 @@ def _q8_plane(lanes: Lanes, chunk: Value, k: int) -> Value:
 
 
 def _q8_f32(lanes: Lanes, chunk: Value) -> Unpacked:
-    for k in range(CHUNK_K):
+    for k in range(8):
         yield k, _q8_plane(lanes, chunk, k)
 
 
 def _q8_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
     """An 8-bit integer is exact in bfloat16: the top half of its float32."""
     f = lanes.f
-    for k in range(0, CHUNK_K, 2):
+    for k in range(0, 8, 2):
         low = f.bitcast(_q8_plane(lanes, chunk, k), I32) >> 16
         high = f.bitcast(_q8_plane(lanes, chunk, k + 1), I32) & -65536
         yield k, low | high
@@ -146,14 +210,16 @@ def _bf16_f32(lanes: Lanes, chunk: Value) -> Unpacked:
 
 
 def _f32_f32(lanes: Lanes, chunk: Value) -> Unpacked:
-    for k in range(CHUNK_K):
+    for k in range(8):
         yield k, lanes.f.load(F32, chunk.at(64 * k), 64)
 
 
-_UNPACKERS: dict[tuple[str, str], Callable[[Lanes, Value], Unpacked]] = {
+_UNPACKERS: dict[tuple[str, str], Unpacker] = {
     ("q4", "bf16"): _q4_bf16,
-    ("q4", "f32"): _q4_f32,
-    ("q4", "int8"): _q4_int8,
+    ("q4_k", "bf16"): _q4_bf16,
+    ("q5_k", "bf16"): _q5_bf16,
+    ("q4_0", "bf16"): _q4_0_bf16,
+    ("q6_k", "bf16"): _q6_bf16,
     ("q8", "bf16"): _q8_bf16,
     ("q8", "f32"): _q8_f32,
     ("q8", "int8"): _q8_int8,
@@ -161,21 +227,26 @@ _UNPACKERS: dict[tuple[str, str], Callable[[Lanes, Value], Unpacked]] = {
     ("bf16", "f32"): _bf16_f32,
     ("f32", "f32"): _f32_f32,
 }
+for _name, _upper_bits in (("q4", 0), ("q4_0", 0), ("q4_k", 0), ("q5_k", 1), ("q6_k", 2)):
+    _UNPACKERS[_name, "f32"] = _nibbles_f32(_name, _upper_bits)
+    _UNPACKERS[_name, "int8"] = _nibbles_int8(_name, _upper_bits)
 
-_OFFSETS = {("q4", "bf16"): 128.0}
+OFFSETS = {("q4", "bf16"): 128.0, ("q4_k", "bf16"): 128.0, ("q5_k", "bf16"): 128.0}
 """What an unpacker adds to every weight; the minimum takes it away again."""
 
 
 # -- dots: one step adds a few neighbours in k
 
 
-def _dot(lanes: Lanes, dot: str, acc: Value, weights: Value, x: Value) -> Value:
+def _dot(lanes: Lanes, tile: Tile, acc: Value, weights: Value, x: Value) -> Value:
     """`x` is the address of the step's activations of one row."""
     f = lanes.f
-    if dot == "f32":
+    if tile.dot == "f32":
         return lanes.fma(weights, lanes.splat(f.load("float", x)), acc)
     neighbours = lanes.splat(f.load("i32", x))
-    return (lanes.dot_bf16 if dot == "bf16" else lanes.dot_int8)(acc, weights, neighbours)
+    if tile.dot == "bf16":
+        return lanes.dot_bf16(acc, weights, neighbours)
+    return lanes.dot_int8(acc, weights, neighbours, bits=tile.packing.bits)
 
 
 # -- the kernel
@@ -193,6 +264,8 @@ class _TileBody:
         *pairs, self.x, self.stride, self.out = self.f.parameters
         block = tile.packing.block_bytes(tile.groups)
         self.blocks = [pair.at(block * i) for pair in pairs for i in range(2)]
+        self.header = tile.packing.header.reader(lanes, self.blocks, tile.groups)
+        self.parts = GROUP // FORMATS[tile.format].group
         self.row_starts = [self.x.at(self.stride * i) for i in range(rows)]
 
     def grid(self, kind: str) -> list[list[Variable]]:
@@ -202,31 +275,35 @@ class _TileBody:
         sums = self.grid(F32)
         for variable in (v for row in sums for v in row):
             variable.set(0.0)
-        with self.f.loop(0, self.tile.groups) as group:
-            dots = self.group_dots(group)
-            for slot in range(len(self.blocks)):
-                self.add_group(group, slot, [row[slot] for row in sums], [r[slot] for r in dots])
+        with self.header.walk() as group:
+            self.prefetch(group)
+            for part in range(self.parts):
+                dots = self.part_dots(group, part)
+                for slot in range(len(self.blocks)):
+                    columns = [row[slot] for row in sums], [row[slot] for row in dots]
+                    self.add_part(group, part, slot, *columns)
         for i, row in enumerate(sums):
             for slot, variable in enumerate(row):
                 self.f.store(variable.get(), self.out.at(i * ROW_BYTES + slot * 64), 64)
         self.f.ret()
 
-    def group_dots(self, group: Value) -> list[list[Variable]]:
-        """The dot of every row and block over one group."""
+    def part_dots(self, group: Value, part: int) -> list[list[Variable]]:
+        """The dot of every row and block over one part of a group."""
+        packing, inputs = self.tile.packing, GROUP // self.parts
         dots = self.grid(I32 if self.tile.dot == "int8" else F32)
         for row, start in zip(dots, self.row_starts, strict=True):
             for variable in row:
-                variable.set(self.first_dot(group, start))
-        chunk_bytes = self.tile.packing.chunk_bytes
-        header = self.tile.packing.header_bytes(self.tile.groups)
-        places = [b.at(header).at(group * (CHUNKS * chunk_bytes)) for b in self.blocks]
-        xs = [r.at(group * (GROUP * ELEMENT_BYTES[self.tile.dot])) for r in self.row_starts]
-        self.prefetch(group)
-        if self.rows <= 2:
-            for index in range(CHUNKS):
+                variable.set(self.first_dot(group, part, start))
+        quants = packing.header_bytes(self.tile.groups) + part * packing.group_bytes // self.parts
+        places = [b.at(quants).at(group * packing.group_bytes) for b in self.blocks]
+        element = ELEMENT_BYTES[self.tile.dot]
+        xs = [r.at(part * inputs * element).at(group * (GROUP * element)) for r in self.row_starts]
+        chunks = inputs // packing.chunk_k
+        if self.rows <= 2 or chunks == 1:
+            for index in range(chunks):
                 self.chunk_dots(dots, places, xs, self.f.const("i64", index))
         else:
-            with self.f.loop(0, CHUNKS) as chunk:
+            with self.f.loop(0, chunks) as chunk:
                 self.chunk_dots(dots, places, xs, chunk)
         return dots
 
@@ -234,39 +311,49 @@ class _TileBody:
         """Bring the same group of the blocks that come next into the second-level cache."""
         packing = self.tile.packing
         ahead = packing.block_bytes(self.tile.groups) * len(self.blocks)
-        group_bytes = CHUNKS * packing.chunk_bytes
         for block in self.blocks:
-            self.f.prefetch(block.at(ahead).at(group * (LANES * 2 * packing.planes)))
+            self.f.prefetch(block.at(ahead).at(group * packing.header.group_bytes()))
             quants = block.at(ahead + packing.header_bytes(self.tile.groups))
-            for line in range(0, group_bytes, 64):
-                self.f.prefetch(quants.at(group * group_bytes).at(line))
+            for line in range(0, packing.group_bytes, 64):
+                self.f.prefetch(quants.at(group * packing.group_bytes).at(line))
 
-    def first_dot(self, group: Value, row: Value) -> Value:
-        if (self.tile.format, self.tile.dot) == ("q8", "int8"):
-            start = self.f.load("i32", row.at(self.record.starts).at(group * 4))
-            return self.lanes.splat(start)
-        return self.f.const(I32 if self.tile.dot == "int8" else F32, 0)
+    def first_dot(self, group: Value, part: int, row: Value) -> Value:
+        """Zero, or what undoes that int8 quants are unsigned."""
+        if self.tile.dot != "int8":
+            return self.f.const(F32, 0.0)
+        start = row.at(self.record.starts).at(group * 4)
+        match self.tile.format:
+            case "q8":
+                return self.lanes.splat(self.f.load("i32", start))
+            case "q4_0":
+                return self.lanes.splat(self.f.load("i32", start).shift_signed(4))
+            case "q6_k":
+                half = row.at(self.record.halves).at(group * 8).at(4 * part)
+                return self.lanes.splat(self.f.load("i32", half))
+        return self.f.const(I32, 0)
 
     def chunk_dots(
         self, dots: list[list[Variable]], places: list[Value], xs: list[Value], chunk: Value
     ) -> None:
-        unpack = _UNPACKERS[self.tile.format, self.tile.dot]
-        size, element = self.tile.packing.chunk_bytes, ELEMENT_BYTES[self.tile.dot]
-        starts = [x.at(chunk * (CHUNK_K * element)) for x in xs]
-        steps = zip(*(unpack(self.lanes, p.at(chunk * size)) for p in places), strict=True)
+        packing, unpack = self.tile.packing, _UNPACKERS[self.tile.format, self.tile.dot]
+        element = ELEMENT_BYTES[self.tile.dot]
+        starts = [x.at(chunk * (packing.chunk_k * element)) for x in xs]
+        steps = zip(
+            *(unpack(self.lanes, p.at(chunk * packing.chunk_bytes)) for p in places), strict=True
+        )
         for step in steps:
             k = step[0][0]
             for row, start in zip(dots, starts, strict=True):
                 x = start.at(k * element)
                 for variable, (_, weights) in zip(row, step, strict=True):
-                    variable.set(_dot(self.lanes, self.tile.dot, variable.get(), weights, x))
+                    variable.set(_dot(self.lanes, self.tile, variable.get(), weights, x))
 
-    def add_group(
-        self, group: Value, slot: int, sums: list[Variable], dots: list[Variable]
+    def add_part(
+        self, group: Value, part: int, slot: int, sums: list[Variable], dots: list[Variable]
     ) -> None:
         """acc = fma(scale, dot, acc), then fma(minimum, sum of x, acc); see order.py."""
         f, lanes = self.f, self.lanes
-        scale, minimum = self.load_scales(group, slot)
+        scale, minimum = self.load_scales(group, part, slot)
         for start, acc, dot in zip(self.row_starts, sums, dots, strict=True):
             value, row_scale = dot.get(), scale
             if self.tile.dot == "int8":
@@ -281,21 +368,11 @@ class _TileBody:
                 total = lanes.fma(minimum, x_sum, total)
             acc.set(total)
 
-    def load_scales(self, group: Value, slot: int) -> tuple[Value | None, Value | None]:
-        """The group's scale and minimum, as float32 lanes, where the format has them."""
-        planes = [
-            self.lanes.half_to_f32(
-                self.f.load(HALF, self.blocks[slot].at(start).at(group * (LANES * 2)), 32)
-            )
-            for start in (i * self.tile.groups * LANES * 2 for i in range(self.tile.packing.planes))
-        ]
-        if not planes:
-            return None, None
-        if len(planes) == 1:
-            return planes[0], None
-        scale, minimum = planes
-        offset = _OFFSETS.get((self.tile.format, self.tile.dot))
-        if offset is not None:
+    def load_scales(self, group: Value, part: int, slot: int) -> Scales:
+        """A part's scale and minimum, as float32 lanes, where the format has them."""
+        scale, minimum = self.header.scales(group, part, slot)
+        offset = OFFSETS.get((self.tile.format, self.tile.dot))
+        if offset is not None and scale is not None and minimum is not None:
             minimum = self.lanes.fma(scale, self.f.const(F32, -offset), minimum)
         return scale, minimum
 

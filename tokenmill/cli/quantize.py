@@ -1,0 +1,36 @@
+"""`tokenmill quantize`: write a model's GGUF file anew, its matrices in 8 or 4 bits."""
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from tokenmill.cli.progress import make_progress
+from tokenmill.models.home import format_bytes
+from tokenmill.models.quantizing import ENCODINGS, quantize_gguf
+from tokenmill.models.sources import fetch
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help="a model that is a GGUF file: its alias, source or path")
+    parser.add_argument("output", type=Path, help="the file to write, e.g. model-q4.gguf")
+    parser.add_argument(
+        "--format",
+        choices=list(ENCODINGS),
+        default="q4",
+        help="q8 (ggml's Q8_0) or q4 (Q4_1; embedding and head stay at 8 bits; default)",
+    )
+
+
+def quantize(*, model: str, output: Path, format: str) -> None:
+    """Quantise a file; print where the new one lies."""
+    progress = make_progress()
+    source = fetch(model, progress=progress).path
+    files = sorted(source.glob("*.gguf")) if source.is_dir() else []
+    made = quantize_gguf(files[0] if len(files) == 1 else source, output, format, progress)
+    print(
+        f"{made.num_rounded} matrices became {format}: relative error up to "
+        f"{made.relative_error:.2%}; {format_bytes(made.source_bytes)} became "
+        f"{format_bytes(made.target_bytes)}",
+        file=sys.stderr,
+    )
+    print(output)
