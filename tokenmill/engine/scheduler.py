@@ -115,7 +115,7 @@ class Scheduler:
     def schedule(self, prompt_budget: int | None = None) -> Step | None:
         """Plan the next step, as if the tokens in flight were known; None: nothing to compute.
 
-        If sequences go on in it, prompts get `prompt_budget` tokens at most, or as many as those.
+        If sequences go on in it, prompts get `prompt_budget` tokens at most.
         """
         plan = _Plan(self._max_step_tokens, self._max_step_rows)
         num_preemptions = self.counters.num_preemptions
@@ -123,8 +123,7 @@ class Scheduler:
         plan.num_draft_rows = plan.num_rows - len(self.running)
         self._continue_running(plan)
         if prompt_budget is not None and plan.lengths:
-            fair = max(prompt_budget, sum(plan.lengths.values()))
-            plan.num_tokens = min(plan.num_tokens, fair)
+            plan.num_tokens = min(plan.num_tokens, prompt_budget)
         # Whoever was preempted in this call stays out of the step: its token may be in flight.
         plan.is_closed = self.counters.num_preemptions != num_preemptions
         if self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank):
