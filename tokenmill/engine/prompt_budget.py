@@ -37,10 +37,7 @@ class PromptBudget:
         """For the next step, if sequences go on in it; None: no limit is known yet."""
         if not self._token_s:
             return None
-        left_s = self._target_s - self._next_s
-        if left_s < 0:  # the target cannot be kept: prompts then take as long as the others do
-            left_s = self._next_s
-        return max(self._least, int(left_s / self._token_s))
+        return max(self._least, int((self._target_s - self._next_s) / self._token_s))
 
     def note_posted(self, step: Step) -> None:
         """A step of the model begins."""
