@@ -88,12 +88,12 @@ class Options:
 
 def lower(graph: Graph, options: Options) -> Program:
     """Lower a graph that has been through the SPMD passes."""
-    return _Lowering(graph, options, Tables()).run()
+    return _Lowering(graph, options).run()
 
 
 def lower_alone(graph: Graph, options: Options, node: Node) -> Module:
     """The functions of one phase and no other, with weights where the whole program has them."""
-    whole = _Lowering(graph, options, Tables())
+    whole = _Lowering(graph, options)
     whole.run()
     alone = _Lowering(graph, options, whole.tables, only=node)
     alone.run()
@@ -107,17 +107,21 @@ def segments_in(function: GraphFunction, node: Node) -> list[Segment]:
 
 class _Lowering:
     def __init__(
-        self, graph: Graph, options: Options, tables: Tables, only: Node | None = None
+        self,
+        graph: Graph,
+        options: Options,
+        tables: Tables | None = None,
+        only: Node | None = None,
     ) -> None:
         self.graph = graph
         self.options = options
         self.only = only
         self.module = Module(graph.name)
         self.module.raw.append(barrier_ir())
-        self.tables = tables
         self.counts = {"T": options.max_tokens, "R": options.max_rows}
         self.arena_bytes = 0
         self.num_layers = sum(len(layer_bodies(n)) for n in _repeats(graph.main))
+        self.tables = tables or Tables(num_layers=self.num_layers + 1)
         self.writes = [n for f in graph.functions for n in walk(f.nodes) if n.op == "kv_write"]
 
     def run(self) -> Program:
@@ -138,7 +142,7 @@ class _Lowering:
             arena_bytes=self.arena_bytes,
             logits=buffers[main.returns[0]],
             caches=tuple(self.caches()),
-            num_counters=(self.num_layers + 1) * self.max_attentions(),
+            num_counters=self.tables.num_counters,
             cache_dtype=next(iter(dtypes), "f32"),
             has_experts=any(
                 t.op == "expert_linear" for f in self.graph.functions for t in walk(f.nodes)
@@ -238,25 +242,17 @@ class _Lowering:
         return replace(inside, weights=weights)
 
     def phases(self, scope: Scope, function: GraphFunction, bodies: dict[str, Function]) -> None:
-        attentions = 0
         for node in function.nodes:
             if self.only is None or node is self.only:
-                self.phase(scope, function, node, bodies, attentions)
-            attentions += any(leaf.op == "attention" for leaf in node.leaves)
+                self.phase(scope, function, node, bodies)
 
     def barrier(self, scope: Scope) -> None:
         control = scope.load("control", "ptr")
         scope.f.call("barrier", "void", control, scope.f.parameters[2])
 
     def phase(
-        self,
-        scope: Scope,
-        function: GraphFunction,
-        node: Node,
-        bodies: dict[str, Function],
-        attentions: int,
+        self, scope: Scope, function: GraphFunction, node: Node, bodies: dict[str, Function]
     ) -> None:
-        """Lower one node; `attentions` counts those of this function that came before it."""
         ops = {leaf.op for leaf in node.leaves}
         if node.op == "repeat":
             self.call_layers(scope, bodies, node)
@@ -269,8 +265,7 @@ class _Lowering:
         elif "dispatch" in ops:
             lower_dispatch(scope, node)
         elif "attention" in ops:
-            counter = scope.layer * self.max_attentions() + attentions
-            lower_attention(scope, node, _write_of(function, node), counter)
+            lower_attention(scope, node, _write_of(function, node))
         elif "rmsnorm" in ops:
             lower_norm(scope, node)
         elif node.op == "embed":
@@ -336,9 +331,6 @@ class _Lowering:
                 for index, slot in enumerate(self.tables.slots.get(body, [])):
                     name = layer_weight(repeat, layer, slot.name)
                     yield WeightEntry(place=start + index, name=name, slot=slot)
-
-    def max_attentions(self) -> int:
-        return max(sum(n.op == "attention" for n in walk(f.nodes)) for f in self.graph.functions)
 
 
 _MAIN_SLOTS = 64

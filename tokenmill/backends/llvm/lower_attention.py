@@ -56,8 +56,8 @@ class _Heads:
         return self.stored // LANES
 
 
-def lower_attention(scope: Scope, node: Node, write: Node, counter: Value) -> None:
-    """`write` is the kv_write whose cache this reads; `counter`, the index of its item counter."""
+def lower_attention(scope: Scope, node: Node, write: Node) -> None:
+    """`write` is the kv_write whose cache this reads."""
     attend, *rest = node.leaves
     epilogue = Epilogue(nodes=rest, visible=frozenset(v.name for v in node.results))
     kv_heads = int(write.result.type.shape[0])
@@ -73,7 +73,7 @@ def lower_attention(scope: Scope, node: Node, write: Node, counter: Value) -> No
         window=attend.integer("window") if "window" in given else 0,
         softcap=attend.real("softcap") if "softcap" in given else 0.0,
     )
-    _Attention(scope, attend, write, sizes, epilogue).emit(counter)
+    _Attention(scope, attend, write, sizes, epilogue).emit()
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,11 @@ class _Attention:
         slot = self.f.variable(vector("float", floats))
         return Value(self.f, slot.text, "ptr")
 
-    def emit(self, counter_index: Value) -> None:
+    def emit(self) -> None:
         f, scope = self.f, self.scope
         items = scope.load("T") * self.sizes.kv_heads
-        counter = scope.load("counters", "ptr").at(counter_index * 64)
         with f.forever() as done:
-            item = f.atomic_add(counter, f.const("i64", 1))
+            item = scope.draw(self.attend.result.name)
             f.leave(item.compare("sge", items), done)
             self.item(item // self.sizes.kv_heads, item % self.sizes.kv_heads)
 

@@ -1,8 +1,10 @@
-"""Linears: each thread walks its share of output pairs, tile by tile of rows.
+"""Linears: threads share the output pairs, and walk theirs tile by tile of rows.
 
 A fused node may hold several linears. Those whose results meet in the epilogue (gate and up) are
-walked together; the others (q, k, v) one after another. A share is cut by cost, so that threads
-finish together whatever the mix of sizes and formats.
+walked together; the others (q, k, v) one after another. While rows are few, each thread has a
+share of its own, cut by cost, so that all finish together whatever the mix of sizes and formats.
+With many rows threads draw small items, a pair over some tiles of rows, from a counter: whoever
+is slower, or is held up by other work on its processor, does less.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,12 @@ from tokenmill.ir.graph import Node
 from tokenmill.ir.order import GROUP, LANES
 
 LINEARS = ("linear", "expert_linear")
+
+_ITEM_INPUTS = 64 * 1024
+"""Rows times inputs of an item: some ten microseconds of work, which a draw is nothing against."""
+
+
+Range = tuple[Value, Value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +150,11 @@ class LinearLowering:
                 self.tile_call(segment.linears, [pair, pair + 1], self.const(0), self.total, out)
                 for index in range(2):
                     self.finish_rows(finish, pair + index, self.const(0), self.total, out, index)
-        with self.f.loop(wide_stop.get(), stop) as pair, self.row_tiles() as (first, count):
+        with (
+            self.items(segment, wide_stop.get(), stop) as (pairs, rows),
+            self.f.loop(*pairs) as pair,
+            self.row_tiles(*rows) as (first, count),
+        ):
             for index, linear in enumerate(segment.linears):
                 if not self.can_join(segment):
                     self.tile_call([linear], [pair], first, count, out.at(index * ROW_BYTES // 2))
@@ -154,13 +166,42 @@ class LinearLowering:
         return self.f.const("i64", value)
 
     @contextmanager
-    def row_tiles(self) -> "Iterator[tuple[Value, Value]]":
-        """Loop over tiles of rows: the first row and how many."""
+    def items(self, segment: Segment, start: Value, stop: Value) -> Iterator[tuple[Range, Range]]:
+        """Loop over what this thread does of a segment: a range of pairs over a range of rows.
+
+        With few rows that is [start, stop) over all rows, once.
+        """
+        f, size = self.f, self.tile_size()
+        span = size * self.tiles_per_item(segment)
+        spans = (self.total + (span - 1)) // span
+        is_fixed = self.total.compare("sle", size)
+        item = f.variable("i64", 0)
+        with f.forever() as done:
+            with f.when(self.total.compare("sgt", size)):
+                item.set(self.scope.draw(segment.linears[0].result.name))
+            f.leave(item.get().compare("sge", spans * segment.pairs), done)
+            pair, first = item.get() // spans, item.get() % spans * span
+            pairs = f.select(is_fixed, start, pair), f.select(is_fixed, stop, pair + 1)
+            yield pairs, (first, clamp(f, first + span, 0, self.total))
+            f.leave(is_fixed, done)
+
+    def tiles_per_item(self, segment: Segment) -> int:
+        inputs = sum(self.tile(linear, 1).groups * GROUP for linear in segment.linears)
+        return max(1, _ITEM_INPUTS // (inputs * self.scope.row.tile_rows))
+
+    def tile_size(self) -> Value:
+        """Rows of a tile: `rows_per_tile` of all rows, or 1 if there are none."""
         most = self.scope.row.tile_rows
-        count = clamp(self.f, (self.total + (most - 1)) // most, 1, self.total + 1)
-        size = (self.total + (count - 1)) // count  # rows_per_tile
-        with self.f.loop(0, self.total, size) as first:
-            left = self.total - first
+        total = clamp(self.f, self.total, 1, self.total + 1)
+        count = (total + (most - 1)) // most
+        return (total + (count - 1)) // count
+
+    @contextmanager
+    def row_tiles(self, start: Value, stop: Value) -> Iterator[tuple[Value, Value]]:
+        """Loop over tiles of rows: the first row and how many."""
+        size = self.tile_size()
+        with self.f.loop(start, stop, size) as first:
+            left = stop - first
             yield first, self.f.select(left.compare("slt", size), left, size)
 
     def can_join(self, segment: Segment) -> bool:

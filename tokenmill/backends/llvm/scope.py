@@ -69,8 +69,10 @@ class Slot:
 class Tables:
     """What a program needs beside its code; grows while it is lowered."""
 
+    num_layers: int  # with main, which counts as one
     tiles: list[Tile] = field(default_factory=list)
     slots: dict[str, list[Slot]] = field(default_factory=dict)
+    counters: dict[str, list[str]] = field(default_factory=dict)
 
     def tile(self, tile: Tile) -> int:
         if tile not in self.tiles:
@@ -82,6 +84,16 @@ class Tables:
         if slot not in slots:
             slots.append(slot)
         return slots.index(slot)
+
+    def counter(self, function: str, phase: str) -> int:
+        counters = self.counters.setdefault(function, [])
+        if phase not in counters:
+            counters.append(phase)
+        return counters.index(phase)
+
+    @property
+    def num_counters(self) -> int:
+        return self.num_layers * max(map(len, self.counters.values()), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +147,12 @@ class Scope:
         """The address of a rotation's table of cosines and sines by position."""
         angles = angles_of(rope)
         return self.weight(Slot(name=f"angles.{2 * len(angles.frequencies)}", angles=angles))
+
+    def draw(self, phase: str) -> Value:
+        """The next item of a phase that nobody has taken; each layer counts for itself."""
+        index = self.layer + self.tables.counter(self.name, phase) * self.tables.num_layers
+        counter = self.load("counters", "ptr").at(index * 64)
+        return self.f.atomic_add(counter, self.f.const("i64", 1))
 
     def count(self, name: str) -> Value:
         """How many rows a value has in this step."""
