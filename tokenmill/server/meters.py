@@ -1,7 +1,8 @@
 """Prometheus metrics: the names and buckets of vLLM, with our prefix."""
 
 import time
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import (
@@ -52,7 +53,6 @@ _REQUEST_HISTOGRAMS = {
     "request_time_per_output_token_seconds": ("Decode time by token.", _INTER_TOKEN_S),
     "request_inference_time_seconds": ("Time from first step to last token.", _REQUEST_S),
     "time_to_first_token_seconds": ("Time to first token.", _FIRST_TOKEN_S),
-    "inter_token_latency_seconds": ("Time between tokens.", _INTER_TOKEN_S),
     "e2e_request_latency_seconds": ("Time from arrival to the end.", _REQUEST_S),
     "request_queue_time_seconds": ("Time waited for the first step.", _REQUEST_S),
     "request_prefill_time_seconds": ("Time from first step to first token.", _REQUEST_S),
@@ -73,6 +73,27 @@ _COUNTERS = {
     "spec_decode_num_draft_tokens": ("Tokens drafted.", "draft_tokens"),
     "spec_decode_num_accepted_tokens": ("Draft tokens accepted.", "accepted_tokens"),
 }
+
+
+class TokenGaps(Collector):
+    """The time between tokens. It hears of each of them, so it does no more than count."""
+
+    def __init__(self, model_name: str) -> None:
+        self._label = [model_name]
+        self._counts = [0] * (len(_INTER_TOKEN_S) + 1)
+        self._total_s = 0.0
+
+    def observe(self, seconds: float, num_tokens: int) -> None:
+        """Tokens that came together share the time since those before."""
+        self._counts[bisect_left(_INTER_TOKEN_S, seconds / num_tokens)] += num_tokens
+        self._total_s += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        yield _histogram(
+            ("inter_token_latency_seconds", "Time between tokens."),
+            self._label,
+            (_INTER_TOKEN_S, self._counts, self._total_s),
+        )
 
 
 class Meters:
@@ -96,6 +117,8 @@ class Meters:
         for reason in ("stop", "length", "abort", "error"):
             self._success.labels(model_name, reason)
         self._last_token_s: dict[Request, dict[int, float]] = {}
+        self._gaps = TokenGaps(model_name)
+        self._registry.register(self._gaps)
         self._registry.register(EngineCollector(engine, model_name))
         ProcessCollector(registry=self._registry)  # memory, processor time, open files
 
@@ -132,12 +155,7 @@ class Meters:
         last = lasts.get(delta.index)
         lasts[delta.index] = now
         if last is not None:
-            self._between(now - last, len(delta.token_ids))
-
-    def _between(self, seconds: float, num_tokens: int) -> None:
-        """Tokens that came together share the time since those before."""
-        for _ in range(num_tokens):
-            self._histograms["inter_token_latency_seconds"].observe(seconds / num_tokens)
+            self._gaps.observe(now - last, len(delta.token_ids))
 
     def _count(self, request: Request, output: RequestOutput) -> None:
         for sample in output.outputs:
@@ -166,8 +184,7 @@ class Meters:
         per_sample = num_after_first / len(output.outputs)
         self._note("request_time_per_output_token_seconds", decode_s / per_sample)
         if not is_streaming:
-            for _ in range(num_after_first):
-                self._histograms["inter_token_latency_seconds"].observe(decode_s / per_sample)
+            self._gaps.observe(decode_s / per_sample * num_after_first, num_after_first)
 
     def _note(self, name: str, value: float | None) -> None:
         if value is not None:
@@ -196,12 +213,11 @@ class EngineCollector(Collector):
             counter.add_metric(self._label, getattr(stats, field))
             yield counter
         steps = stats.step_tokens
-        bounds = [*(f"{float(bound)}" for bound in steps.bounds), "+Inf"]
-        buckets = list(zip(bounds, accumulate(steps.counts), strict=True))
-        text = "Tokens in a step."
-        tokens = HistogramMetricFamily("tokenmill:iteration_tokens_total", text, labels=_LABELS)
-        tokens.add_metric(self._label, buckets, steps.total)
-        yield tokens
+        yield _histogram(
+            ("iteration_tokens_total", "Tokens in a step."),
+            self._label,
+            (steps.bounds, steps.counts, steps.total),
+        )
 
     def _config(self, stats: EngineStats) -> Metric:
         """What does not change, as labels of a gauge that is 1."""
@@ -210,3 +226,14 @@ class EngineCollector(Collector):
         info = GaugeMetricFamily("tokenmill:cache_config_info", text, labels=(*_LABELS, *labels))
         info.add_metric([*self._label, *labels.values()], 1)
         return info
+
+
+def _histogram(
+    head: tuple[str, str], label: list[str], counted: tuple[Sequence[float], Sequence[int], float]
+) -> Metric:
+    """A histogram of (name, text) from (bounds, count by bucket, sum of all)."""
+    bounds, counts, total = counted
+    names = [*(f"{float(bound)}" for bound in bounds), "+Inf"]
+    family = HistogramMetricFamily(f"tokenmill:{head[0]}", head[1], labels=_LABELS)
+    family.add_metric(label, list(zip(names, accumulate(counts), strict=True)), total)
+    return family

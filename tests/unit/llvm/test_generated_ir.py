@@ -280,3 +280,29 @@ def test_layers_share_one_body(row: Row) -> None:
         CHECK:     call void @sample_row(
         """,
     )
+
+
+def test_each_phase_of_each_layer_has_a_counter_of_its_own(row: Row) -> None:
+    """Threads that are still in one phase must not take items of the next, or of another layer."""
+    options = Options(row=row, activations="bf16", max_tokens=16, max_rows=4)
+    program = lower(small_graph("bf16", "bf16", ("q4",)), options)
+    name = r"@(?:layer|step)\("
+    bodies = [b for b in program.ir_text.split("\ndefine ") if re.search(name, b.split("\n")[0])]
+    drawn = [drawn_counters(body) for body in bodies]
+    assert sorted(map(len, drawn)) == [1, 7]  # the head; q, k, v, attention, o, gate and up, down
+    assert all(len(set(numbers)) == len(numbers) for numbers in drawn)
+    stride = len(CONFIG.layers) + 1  # main draws too
+    assert all(number % stride == 0 for numbers in drawn for number in numbers)
+    assert program.num_counters == 7 * stride
+
+
+def drawn_counters(body: str) -> list[int]:
+    """What is added to the layer's index to find each counter that a function draws from."""
+    lines = {m[1]: m[2] for m in re.finditer(r"^ *(%[\w.]+) = (.*)$", body, re.M)}
+    found = []
+    for pointer in re.findall(r"atomicrmw add ptr (%[\w.]+),", body):
+        [offset] = re.findall(r", i64 (%[\w.]+)$", lines[pointer])
+        [index] = re.findall(r"mul i64 ([%\w.]+), 64$", lines[offset])
+        [number] = re.findall(r"add i64 [%\w.]+, (\d+)$", lines[index])
+        found.append(int(number))
+    return found
