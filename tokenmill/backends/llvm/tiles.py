@@ -393,7 +393,7 @@ def emit_tile(module: Module, row: Row, tile: Tile, rows: int) -> Function:
     f = module.function(tile.symbol(rows), "void", parameters, public=True)
     *pairs, _, _, out = f.parameters
     lanes, size = Lanes(f, row), tile.packing.block_bytes(tile.groups)
-    if rows <= row.wide_rows:
+    if tile.pairs > 1 or rows <= row.wide_rows:
         blocks = [pair.at(size * i) for pair in pairs for i in range(2)]
         _TileBody(lanes, tile, rows, blocks, out).emit()
     else:
