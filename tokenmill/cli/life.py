@@ -15,7 +15,7 @@ from tokenmill.cli.subject import NamedValue, Subject, named_values
 from tokenmill.config import EngineConfig
 from tokenmill.ir.graph import Graph
 from tokenmill.ir.ops import OPS
-from tokenmill.ir.work import phase_work
+from tokenmill.ir.phase_work import phase_work
 from tokenmill.models.provenance import SourceLine
 from tokenmill.passes.history import Stage, node_of, trace_value
 from tokenmill.passes.pipeline import NamedPass

@@ -3,7 +3,7 @@
 import pytest
 
 from tokenmill.ir.graph import Node, Type, Value, fuse
-from tokenmill.ir.work import phase_work
+from tokenmill.ir.phase_work import phase_work
 
 SIZES = {"T": 6, "R": 2, "S": 2, "C": 21, "P": 9}
 TYPES = {
