@@ -53,6 +53,17 @@ def test_the_life_is_told_from_the_model_to_assembly(capsys):
     assert "tile_q4_bf16_g18" in part(out, 5)
 
 
+def test_the_work_of_a_phase_is_that_of_its_weights_when_it_decodes(capsys):
+    """gate and up, 1536 x 576 each, in 5 bits a weight; two FLOPs a weight and token."""
+    text = part(explained(capsys, "--op", "gate"), 3)
+    [decode, prompt] = re.findall(r": ([\d,.]+) MFLOP, ([\d,.]+) MB, ([\d,.]+) FLOP a byte", text)
+    flops, size, intensity = map(float, decode)
+    assert flops == pytest.approx(4 * 1536 * 576 / 1e6, rel=0.01)
+    assert size == pytest.approx(2 * 1536 * 576 * 5 / 8 / 1e6, rel=0.01)
+    assert intensity == pytest.approx(flops / size, rel=0.05)
+    assert float(prompt[2]) > 100 * intensity
+
+
 def test_the_line_that_makes_the_value_is_marked(capsys):
     marked = re.findall(r"^ +\d+ > (.*)$", explained(capsys, "--op", "rope.1"), re.MULTILINE)
     assert [line.strip() for line in marked] == [

@@ -15,9 +15,16 @@ from tokenmill.cli.subject import NamedValue, Subject, named_values
 from tokenmill.config import EngineConfig
 from tokenmill.ir.graph import Graph
 from tokenmill.ir.ops import OPS
+from tokenmill.ir.phase_work import phase_work
 from tokenmill.models.provenance import SourceLine
 from tokenmill.passes.history import Stage, node_of, trace_value
 from tokenmill.passes.pipeline import NamedPass
+
+_STEPS = {
+    "the next token behind 128 others": {"T": 1, "R": 1, "S": 1, "C": 129, "P": 129},
+    "a prompt of 512 tokens": {"T": 512, "R": 1, "S": 1, "C": 512 * 513 // 2, "P": 512},
+}
+"""Steps whose work is shown; see `ir.ops.Sizes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,7 @@ class Life:
         yield from self.model_part()
         yield from self.built_part(stages[0])
         yield from self.passes_part(stages)
+        yield from self.work(graph)
         listings = self.listings(graph)
         yield from self.code_part("4. LLVM IR", [(x, x.ir) for x in listings], is_full)
         yield from self.code_part(
@@ -101,6 +109,20 @@ class Life:
             yield wrapped(stage.summary, 2)
             yield from self.stage(stage, before)
         yield "The other passes change nothing here."
+        yield ""
+
+    def work(self, graph: Graph) -> Iterator[str]:
+        """What the phase that makes the value has to do, for the roofline."""
+        function = graph.function(self.value.function)
+        found = node_of(function, self.value.node.result.name)
+        if found is None:
+            return
+        cache = "f32" if self.activations == "f32" else "bf16"
+        yield "What its phase does at the least, each time it runs:"
+        for step, sizes in _STEPS.items():
+            work = phase_work(found[1], function.values, sizes, cache=cache)
+            size = f"{work.flops / 1e6:,.3f} MFLOP, {work.size_bytes / 1e6:,.3f} MB"
+            yield f"  {step}: {size}, {work.intensity:.1f} FLOP a byte"
         yield ""
 
     def stage(self, stage: Stage, before: Stage) -> Iterator[str]:

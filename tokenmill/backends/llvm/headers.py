@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.backends.llvm.emit import Value
-from tokenmill.backends.llvm.lanes import F32, HALF, Lanes
+from tokenmill.backends.llvm.lanes import HALF, Lanes
 from tokenmill.ir.formats import FORMATS, SUPER, Array
 from tokenmill.ir.order import GROUP, LANES
 
@@ -129,12 +129,14 @@ class _KHeader(Header):
 
 
 class _SixBitReader(Reader):
-    """Unpacks the factors of SUPER inputs at once, onto the stack, and reads them from there."""
+    """Unpacks the factors of SUPER inputs at once, onto the stack, and reads them from there.
+
+    What they share stays in the record: it would take registers that the dots need.
+    """
 
     def __init__(self, lanes: Lanes, blocks: list[Value], groups: int) -> None:
         super().__init__(lanes, blocks, groups)
-        size = 2 * _PER_SUPER * LANES + 2 * 4 * LANES
-        slots = [self.f.variable(f"<{size} x i8>") for _ in blocks]
+        slots = [self.f.variable(f"<{2 * _PER_SUPER * LANES} x i8>") for _ in blocks]
         self.unpacked = [Value(self.f, slot.text, "ptr") for slot in slots]
 
     @contextmanager
@@ -160,15 +162,13 @@ class _SixBitReader(Reader):
         )
         for index, part in enumerate(factors):
             f.store(part, target.at(64 * index), 64)
-        for index in range(2):
-            shared = self.half(record.at(192 + _PLANE * index))
-            f.store(shared, target.at(256 + 64 * index), 64)
 
     def scales(self, group: Value, part: int, slot: int) -> Scales:
+        record = self.blocks[slot].at((group >> 3) * _SixBitHeader.record_bytes)
         unpacked, at = self.unpacked[slot], (group & (_PER_SUPER - 1)) * LANES
         scale, minimum = (
             self.factor(unpacked.at(128 * index).at(at), "zext")
-            * self.f.load(F32, unpacked.at(256 + 64 * index), 64)
+            * self.half(record.at(192 + _PLANE * index))
             for index in range(2)
         )
         return scale, minimum

@@ -145,12 +145,14 @@ def _nibbles_f32(format_name: str, upper_bits: int) -> Unpacker:
     packing, row = PACKINGS[format_name, "f32"], FORMATS[format_name]
 
     def unpack(lanes: Lanes, chunk: Value) -> Unpacked:
-        words = _words(lanes.f, chunk, packing.chunk_bytes // 64)
+        upper = word = _word(lanes.f, chunk, packing.chunk_bytes // 64 - 1)
         for k in range(packing.chunk_k):
-            quant = (words[k // 8] >> (4 * (k % 8 // 2) + 16 * (k % 2))) & 15
+            if k % 8 == 0:
+                word = _word(lanes.f, chunk, k // 8)
+            quant = (word >> (4 * (k % 8 // 2) + 16 * (k % 2))) & 15
             if upper_bits:
                 place = upper_bits * (k // 2) + 16 * (k % 2)
-                quant = quant | (((words[-1] >> place) & (2**upper_bits - 1)) << 4)
+                quant = quant | (((upper >> place) & (2**upper_bits - 1)) << 4)
             if row.lowest:
                 quant = quant + row.lowest
             yield k, lanes.f.cast("sitofp", quant, "float")
@@ -164,11 +166,13 @@ def _nibbles_int8(format_name: str, upper_bits: int) -> Unpacker:
     mask = 0x01010101 * ((2**upper_bits - 1) << 4)
 
     def unpack(lanes: Lanes, chunk: Value) -> Unpacked:
-        words = _words(lanes.f, chunk, packing.chunk_bytes // 64)
+        upper = word = _word(lanes.f, chunk, packing.chunk_bytes // 64 - 1)
         for quad in range(packing.chunk_k // 4):
-            quants = (words[quad // 2] >> (4 * (quad % 2))) & 0x0F0F0F0F
+            if quad % 2 == 0:
+                word = _word(lanes.f, chunk, quad // 2)
+            quants = (word >> (4 * (quad % 2))) & 0x0F0F0F0F
             if upper_bits:
-                quants = quants | (_shifted(words[-1], upper_bits * quad - 4) & mask)
+                quants = quants | (_shifted(upper, upper_bits * quad - 4) & mask)
             yield 4 * quad, quants
 
     return unpack
@@ -253,20 +257,22 @@ def _dot(lanes: Lanes, tile: Tile, acc: Value, weights: Value, x: Value) -> Valu
 
 
 class _TileBody:
-    """The pieces of one tile kernel while it is emitted."""
+    """The pieces of one tile kernel while it is emitted: the dots of `rows` rows with `blocks`."""
 
-    def __init__(self, lanes: Lanes, tile: Tile, rows: int) -> None:
+    def __init__(
+        self, lanes: Lanes, tile: Tile, rows: int, blocks: list[Value], out: Value
+    ) -> None:
         self.lanes = lanes
         self.f = lanes.f
         self.tile = tile
         self.rows = rows
         self.record = Record(tile.dot, tile.groups)
-        *pairs, self.x, self.stride, self.out = self.f.parameters
-        block = tile.packing.block_bytes(tile.groups)
-        self.blocks = [pair.at(block * i) for pair in pairs for i in range(2)]
-        self.header = tile.packing.header.reader(lanes, self.blocks, tile.groups)
+        self.blocks = blocks
+        self.out = out
+        self.header = tile.packing.header.reader(lanes, blocks, tile.groups)
         self.parts = GROUP // FORMATS[tile.format].group
-        self.row_starts = [self.x.at(self.stride * i) for i in range(rows)]
+        x, stride = self.f.parameters[tile.pairs : tile.pairs + 2]
+        self.row_starts = [x.at(stride * i) for i in range(rows)]
 
     def grid(self, kind: str) -> list[list[Variable]]:
         return [[self.f.variable(kind) for _ in self.blocks] for _ in range(self.rows)]
@@ -285,7 +291,6 @@ class _TileBody:
         for i, row in enumerate(sums):
             for slot, variable in enumerate(row):
                 self.f.store(variable.get(), self.out.at(i * ROW_BYTES + slot * 64), 64)
-        self.f.ret()
 
     def part_dots(self, group: Value, part: int) -> list[list[Variable]]:
         """The dot of every row and block over one part of a group."""
@@ -310,7 +315,7 @@ class _TileBody:
     def prefetch(self, group: Value) -> None:
         """Bring the same group of the blocks that come next into the second-level cache."""
         packing = self.tile.packing
-        ahead = packing.block_bytes(self.tile.groups) * len(self.blocks)
+        ahead = packing.block_bytes(self.tile.groups) * 2 * self.tile.pairs
         for block in self.blocks:
             self.f.prefetch(block.at(ahead).at(group * packing.header.group_bytes()))
             quants = block.at(ahead + packing.header_bytes(self.tile.groups))
@@ -378,9 +383,22 @@ class _TileBody:
 
 
 def emit_tile(module: Module, row: Row, tile: Tile, rows: int) -> Function:
-    """The kernel `void tile(pair..., x, stride, out)` for so many rows."""
-    pairs = [(f"pair{i}", "ptr") for i in range(tile.pairs)]
-    parameters = [*pairs, ("x", "ptr"), ("stride", "i64"), ("out", "ptr")]
+    """The kernel `void tile(pair..., x, stride, out)` for so many rows.
+
+    Few rows take all blocks together, which keeps more loads in flight. More rows take one block
+    after the other, so that their dots and their sums stay in registers.
+    """
+    names = [f"pair{i}" for i in range(tile.pairs)]
+    parameters = [(name, "ptr") for name in (*names, "x")] + [("stride", "i64"), ("out", "ptr")]
     f = module.function(tile.symbol(rows), "void", parameters, public=True)
-    _TileBody(Lanes(f, row), tile, rows).emit()
+    *pairs, _, _, out = f.parameters
+    lanes, size = Lanes(f, row), tile.packing.block_bytes(tile.groups)
+    if tile.pairs > 1 or rows <= row.wide_rows:
+        blocks = [pair.at(size * i) for pair in pairs for i in range(2)]
+        _TileBody(lanes, tile, rows, blocks, out).emit()
+    else:
+        [pair] = pairs
+        with f.loop(0, 2) as index:
+            _TileBody(lanes, tile, rows, [pair.at(index * size)], out.at(index * 64)).emit()
+    f.ret()
     return f
