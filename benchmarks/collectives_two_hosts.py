@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from tokenmill.collectives.communicator import Communicator
 from tokenmill.collectives.connect import connect
+from tokenmill.collectives.fit import fit_link
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.simulate import simulate
 from tokenmill.collectives.task import Task
@@ -178,7 +178,8 @@ def run_rank(rank: int) -> list[dict[str, Any]]:
     with connect(
         "10.77.0.1:29500", rank=rank, size=4, host_id="ab"[rank // 2], timeout_s=60
     ) as ranks:
-        topology = Topology(ranks=4, hosts=2, links=fit_links(ranks))
+        links = fit_links(ranks)
+        topology = Topology(ranks=4, hosts=2, links=links)
         rows = []
         for name, plan in PLANS.items():
             for num_bytes in SIZES:
@@ -213,11 +214,11 @@ def time_all_reduce(ranks: Communicator, plan: Plan, num_bytes: int) -> float:
 
 
 def fit_links(ranks: Communicator) -> Links:
-    """Alpha and beta of both kinds of link, the same on all ranks."""
+    """Constants of both kinds of link, the same on all ranks."""
     found = np.zeros(4)
     for index, peer in enumerate((1, 2)):
-        times_s = [ping_pong(ranks, peer, size) for size in _PING_SIZES]
-        found[2 * index : 2 * index + 2] = fit(_PING_SIZES, times_s)
+        link = fit_link([(size, ping_pong(ranks, peer, size)) for size in _PING_SIZES])
+        found[2 * index : 2 * index + 2] = link.alpha_s, link.beta_s_per_byte
     ranks.broadcast(found)
     local_alpha_s, local_beta, remote_alpha_s, remote_beta = map(float, found)
     return Links(
@@ -243,14 +244,6 @@ def ping_pong(ranks: Communicator, peer: int, num_bytes: int) -> float:
         times_s.append((time.perf_counter() - start_s) / 2)
     ranks.barrier()
     return float(np.median(times_s[1:]))
-
-
-def fit(sizes: Sequence[int], times_s: Sequence[float]) -> tuple[float, float]:
-    """alpha + n * beta with the least relative error."""
-    weights = 1 / np.array(times_s)
-    matrix = np.stack([np.ones(len(sizes)), np.array(sizes, float)], axis=1) * weights[:, None]
-    (alpha_s, beta), *_ = np.linalg.lstsq(matrix, np.array(times_s) * weights, rcond=None)
-    return max(0.0, float(alpha_s)), max(0.0, float(beta))
 
 
 if __name__ == "__main__":
