@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def main() -> None:
     if args.inside:
         print(json.dumps(rows))
         return
+    print(describe_links(rows[0]["links"]))
     for row in rows:
         print(describe(row))
     if args.json:
@@ -89,6 +91,14 @@ def describe(row: dict[str, Any]) -> str:
     return (
         f"{row['plan']:17} {row['num_bytes']:9d} bytes  measured {row['measured_s'] * 1e3:8.3f} ms"
         f"  simulated {row['simulated_s'] * 1e3:8.3f} ms  ratio {ratio:.2f}"
+    )
+
+
+def describe_links(links: dict[str, Any]) -> str:
+    return "ping-pong: " + "; ".join(
+        f"{name} {links[name]['alpha_s'] * 1e6:.0f} us"
+        f" and {1e-6 / links[name]['beta_s_per_byte']:.0f} MB/s"
+        for name in ("local", "remote")
     )
 
 
@@ -180,7 +190,7 @@ def run_rank(rank: int) -> list[dict[str, Any]]:
     ) as ranks:
         links = fit_links(ranks)
         topology = Topology(ranks=4, hosts=2, links=links)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, plan in PLANS.items():
             for num_bytes in SIZES:
                 task = Task(op="all_reduce", ranks=4, count=num_bytes // 4)
@@ -190,6 +200,7 @@ def run_rank(rank: int) -> list[dict[str, Any]]:
                         "num_bytes": num_bytes,
                         "measured_s": time_all_reduce(ranks, plan, num_bytes),
                         "simulated_s": simulate(task, plan, topology, num_bytes).time_s,
+                        "links": asdict(links),
                     }
                 )
         return rows
