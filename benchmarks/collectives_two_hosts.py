@@ -165,7 +165,11 @@ def make_tun(namespace: str | None) -> int:
 
 
 def relay(near: int, far: int) -> None:
-    """Carry packets both ways, each DELAY_S after the line has had time for it."""
+    """Carry packets both ways, each DELAY_S after the line has had time for it.
+
+    A line does not wait for the processors of the hosts that it joins, so nor must this thread.
+    """
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     other, free_s = {near: far, far: near}, {near: 0.0, far: 0.0}
     under_way: list[tuple[float, int, int, bytes]] = []
     number = 0

@@ -4,12 +4,11 @@ mpi4py is imported by whoever makes the communicators, since that starts MPI.
 """
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokenmill.collectives.transports.channel import Bytes
-from tokenmill.collectives.transports.messages import Check, MessageTransport, PeerLostError
-from tokenmill.collectives.transports.pause import spin_or_sleep
+from tokenmill.collectives.transports.messages import MessageTransport, PeerLostError
+from tokenmill.collectives.transports.pause import Pauses
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -74,10 +73,6 @@ class MpiLink:
 def make_mpi_transport(comm: "MPI.Comm", tag: int) -> MessageTransport:
     """Between all ranks of a communicator that nobody else uses with this tag."""
     rank, size = comm.Get_rank(), comm.Get_size()
-    num_spins = _SPIN if size <= (os.cpu_count() or 1) else _SPIN // 10
-
-    def wait_for(checks: Sequence[Check], attempt: int) -> None:
-        spin_or_sleep(checks, num_spins, attempt)
-
+    pauses = Pauses(_SPIN if size <= (os.cpu_count() or 1) else _SPIN // 10)
     links = {peer: MpiLink(comm, peer, tag) for peer in range(size) if peer != rank}
-    return MessageTransport("MPI", links, wait_for)
+    return MessageTransport("MPI", links, pauses.wait)

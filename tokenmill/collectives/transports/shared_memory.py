@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from tokenmill.collectives.transports.channel import Bytes, Piece
-from tokenmill.collectives.transports.pause import spin_or_sleep
+from tokenmill.collectives.transports.pause import Pauses
 from tokenmill.collectives.transports.wire import HEADER, HEADER_BYTES
 from tokenmill.errors import CollectiveError
 
@@ -202,7 +202,8 @@ class SharedMemoryTransport:
         self._payload_bytes = slot_bytes(len(self._peers))
         self._size_bytes = len(self._peers) * ring_bytes(self._payload_bytes)
         self._channels: dict[int, SharedMemoryChannel] = {}
-        self._spin = _SPIN if len(self._peers) < (os.cpu_count() or 1) else _SPIN // 10
+        is_crowded = len(self._peers) >= (os.cpu_count() or 1)
+        self._pauses = Pauses(_SPIN // 10 if is_crowded else _SPIN)
         sweep(folder)
         self._own = self._open(rank, is_creator=True)
         self._others: Mapping[int, Segment] = {}
@@ -242,7 +243,7 @@ class SharedMemoryTransport:
     def wait(self, incoming: Collection[int], outgoing: Collection[int], attempt: int) -> None:
         receivers = [self._channels[peer].can_receive for peer in incoming]
         checks: list[Any] = receivers + [self._channels[peer].can_send for peer in outgoing]
-        spin_or_sleep(checks, self._spin, attempt)
+        self._pauses.wait(checks, attempt)
 
     def is_ready(self, incoming: Collection[int], outgoing: Collection[int]) -> bool:
         return any(self._channels[peer].can_receive() for peer in incoming) or any(
