@@ -185,6 +185,19 @@ class Costs:
             distance *= 2
         return total
 
+    def bruck(self, num_bytes: float) -> Cost:
+        """To the place 1, 2, 4 ... further on, all blocks of num_bytes that go on by so much."""
+        total, distance = NOTHING, 1
+        while distance < self.p:
+            num_blocks = sum(1 for slot in range(self.p) if slot & distance)
+            link, flows = self.local, 1
+            if self.h > 1:
+                link, flows = self.remote, min(self.flows, distance)
+            total += self.steps(1, num_blocks * num_bytes, link, flows=flows)
+            distance *= 2
+        # Without all bits in use no block travels in all steps, so no chain has them all.
+        return replace(total, num_steps=self.p.bit_length() - 1)
+
     def trees(self, num_bytes: float, *, both_ways: bool, sums: bool) -> Cost:
         """Along both trees with half the vector each, k slices in a pipeline."""
         width = 1 if self.topology.is_interleaved else self.m
@@ -324,6 +337,8 @@ def predict(task: Task, plan: Plan, topology: Topology, num_bytes: float) -> Cos
         return costs.star(n, sums=sums)
     if task.op == "barrier":
         return costs.dissemination()
+    if task.op == "all_to_all" and name == "bruck":
+        return costs.bruck(n / task.ranks)
     if task.op == "all_to_all":
         return costs.exchange(n / task.ranks, sums=False)
     is_far = topology.host(task.root) != topology.host(task.peer)
