@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from tokenmill.collectives.communicator import Communicator
 from tokenmill.collectives.connect import connect
 from tokenmill.collectives.fit import fit_link
+from tokenmill.collectives.measure import measure_call
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.simulate import simulate
 from tokenmill.collectives.task import Task
@@ -46,8 +48,6 @@ _PING_SIZES = (64, 1 << 12, 1 << 16, 1 << 20, 1 << 22)
 _OTHER = "tokenmill-other"
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _CLONE_NEWNET = 0x40000000
-_LEAD_S = 0.01
-"""Time for all ranks to hear when to start."""
 
 
 def main() -> None:
@@ -211,21 +211,15 @@ def run_rank(rank: int) -> list[dict[str, Any]]:
 
 
 def time_all_reduce(ranks: Communicator, plan: Plan, num_bytes: int) -> float:
-    """The median of some calls; of each, from a moment at which all start to the last one's end.
+    """Seconds a call, of calls one after the other, as is usual; none can overtake another."""
+    data = np.zeros(num_bytes // 4, np.float32)
+    return time_call(ranks, lambda: ranks.all_reduce(data, plan=plan), num_bytes)
 
-    All ranks run on one machine, whose clock they share.
-    """
-    data, times_s = np.zeros(num_bytes // 4, np.float32), []
-    for _ in range(2 + (20 if num_bytes <= 1 << 16 else 3)):
-        start_s = np.array([time.monotonic() + _LEAD_S])
-        ranks.broadcast(start_s)
-        while time.monotonic() < start_s[0]:
-            time.sleep(max(0.0, min(_LEAD_S, (start_s[0] - time.monotonic()) * 0.9)))
-        ranks.all_reduce(data, plan=plan)
-        taken_s = np.array([time.monotonic() - start_s[0]])
-        ranks.all_reduce(taken_s, "max")
-        times_s.append(float(taken_s[0]))
-    return float(np.median(times_s[2:]))
+
+def time_call(ranks: Communicator, call: Callable[[], object], num_bytes: int) -> float:
+    """What constants are fitted from and what they are held against is measured in one way."""
+    num_iters = 10 if num_bytes <= 1 << 16 else 2
+    return measure_call(ranks, call, 0, num_iters=num_iters, num_rounds=4).time_s
 
 
 def fit_links(ranks: Communicator) -> Links:
@@ -246,19 +240,17 @@ def fit_links(ranks: Communicator) -> Links:
 
 def ping_pong(ranks: Communicator, peer: int, num_bytes: int) -> float:
     """Half a round trip between rank 0 and a peer; the others wait."""
-    data, times_s = np.zeros(num_bytes, np.uint8), []
-    ranks.barrier()
-    for _ in range(12 if num_bytes <= 1 << 16 else 4):
-        start_s = time.perf_counter()
+    data = np.zeros(num_bytes, np.uint8)
+
+    def go_and_return() -> None:
         if ranks.rank == 0:
             ranks.send(data, peer)
             ranks.recv(data, peer)
         elif ranks.rank == peer:
             ranks.recv(data, 0)
             ranks.send(data, 0)
-        times_s.append((time.perf_counter() - start_s) / 2)
-    ranks.barrier()
-    return float(np.median(times_s[1:]))
+
+    return time_call(ranks, go_and_return, num_bytes) / 2
 
 
 if __name__ == "__main__":
