@@ -24,17 +24,20 @@ def main(module: str, function: str, folder: str, options: str) -> None:
             answer = body(ranks)
     except TokenmillError as error:
         answer = f"error: {error}"
-    Path(folder, str(rank)).write_text(json.dumps(answer))
-    if "error: " in str(answer):
-        end_when_all_have_answered(Path(folder), size)
+    whole = Path(folder, str(rank))
+    partial = Path(f"{folder}-{rank}")
+    partial.write_text(json.dumps(answer))
+    partial.rename(whole)  # at once, as others look for it
+    if is_any_error(Path(folder), size):
+        os._exit(0)  # an MPI in which a rank failed may not end in peace
 
 
-def end_when_all_have_answered(folder: Path, size: int) -> None:
-    """Without MPI's own end, which does not come in peace where messages were left unreceived."""
+def is_any_error(folder: Path, size: int) -> bool:
+    """Whether a rank has failed; waits a little for the answers of all."""
     deadline_s = time.monotonic() + 3
     while len(list(folder.iterdir())) < size and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    os._exit(0)
+    return any("error: " in file.read_text() for file in folder.iterdir())
 
 
 if __name__ == "__main__":
