@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ import numpy as np
 
 from tokenmill.collectives.communicator import Communicator
 from tokenmill.collectives.connect import connect
+from tokenmill.collectives.fit import fit_link
+from tokenmill.collectives.measure import measure_call
 from tokenmill.collectives.program import Plan
 from tokenmill.collectives.simulate import simulate
 from tokenmill.collectives.task import Task
@@ -45,8 +48,6 @@ _PING_SIZES = (64, 1 << 12, 1 << 16, 1 << 20, 1 << 22)
 _OTHER = "tokenmill-other"
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _CLONE_NEWNET = 0x40000000
-_LEAD_S = 0.01
-"""Time for all ranks to hear when to start."""
 
 
 def main() -> None:
@@ -62,6 +63,7 @@ def main() -> None:
     if args.inside:
         print(json.dumps(rows))
         return
+    print(describe_links(rows[0]["links"]))
     for row in rows:
         print(describe(row))
     if args.json:
@@ -89,6 +91,14 @@ def describe(row: dict[str, Any]) -> str:
     return (
         f"{row['plan']:17} {row['num_bytes']:9d} bytes  measured {row['measured_s'] * 1e3:8.3f} ms"
         f"  simulated {row['simulated_s'] * 1e3:8.3f} ms  ratio {ratio:.2f}"
+    )
+
+
+def describe_links(links: dict[str, Any]) -> str:
+    return "ping-pong: " + "; ".join(
+        f"{name} {links[name]['alpha_s'] * 1e6:.0f} us"
+        f" and {1e-6 / links[name]['beta_s_per_byte']:.0f} MB/s"
+        for name in ("local", "remote")
     )
 
 
@@ -155,7 +165,11 @@ def make_tun(namespace: str | None) -> int:
 
 
 def relay(near: int, far: int) -> None:
-    """Carry packets both ways, each DELAY_S after the line has had time for it."""
+    """Carry packets both ways, each DELAY_S after the line has had time for it.
+
+    A line does not wait for the processors of the hosts that it joins, so nor must this thread.
+    """
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     other, free_s = {near: far, far: near}, {near: 0.0, far: 0.0}
     under_way: list[tuple[float, int, int, bytes]] = []
     number = 0
@@ -178,8 +192,9 @@ def run_rank(rank: int) -> list[dict[str, Any]]:
     with connect(
         "10.77.0.1:29500", rank=rank, size=4, host_id="ab"[rank // 2], timeout_s=60
     ) as ranks:
-        topology = Topology(ranks=4, hosts=2, links=fit_links(ranks))
-        rows = []
+        links = fit_links(ranks)
+        topology = Topology(ranks=4, hosts=2, links=links)
+        rows: list[dict[str, Any]] = []
         for name, plan in PLANS.items():
             for num_bytes in SIZES:
                 task = Task(op="all_reduce", ranks=4, count=num_bytes // 4)
@@ -189,35 +204,30 @@ def run_rank(rank: int) -> list[dict[str, Any]]:
                         "num_bytes": num_bytes,
                         "measured_s": time_all_reduce(ranks, plan, num_bytes),
                         "simulated_s": simulate(task, plan, topology, num_bytes).time_s,
+                        "links": asdict(links),
                     }
                 )
         return rows
 
 
 def time_all_reduce(ranks: Communicator, plan: Plan, num_bytes: int) -> float:
-    """The median of some calls; of each, from a moment at which all start to the last one's end.
+    """Seconds a call, of calls one after the other, as is usual; none can overtake another."""
+    data = np.zeros(num_bytes // 4, np.float32)
+    return time_call(ranks, lambda: ranks.all_reduce(data, plan=plan), num_bytes)
 
-    All ranks run on one machine, whose clock they share.
-    """
-    data, times_s = np.zeros(num_bytes // 4, np.float32), []
-    for _ in range(2 + (20 if num_bytes <= 1 << 16 else 3)):
-        start_s = np.array([time.monotonic() + _LEAD_S])
-        ranks.broadcast(start_s)
-        while time.monotonic() < start_s[0]:
-            time.sleep(max(0.0, min(_LEAD_S, (start_s[0] - time.monotonic()) * 0.9)))
-        ranks.all_reduce(data, plan=plan)
-        taken_s = np.array([time.monotonic() - start_s[0]])
-        ranks.all_reduce(taken_s, "max")
-        times_s.append(float(taken_s[0]))
-    return float(np.median(times_s[2:]))
+
+def time_call(ranks: Communicator, call: Callable[[], object], num_bytes: int) -> float:
+    """What constants are fitted from and what they are held against is measured in one way."""
+    num_iters = 10 if num_bytes <= 1 << 16 else 2
+    return measure_call(ranks, call, 0, num_iters=num_iters, num_rounds=4).time_s
 
 
 def fit_links(ranks: Communicator) -> Links:
-    """Alpha and beta of both kinds of link, the same on all ranks."""
+    """Constants of both kinds of link, the same on all ranks."""
     found = np.zeros(4)
     for index, peer in enumerate((1, 2)):
-        times_s = [ping_pong(ranks, peer, size) for size in _PING_SIZES]
-        found[2 * index : 2 * index + 2] = fit(_PING_SIZES, times_s)
+        link = fit_link([(size, ping_pong(ranks, peer, size)) for size in _PING_SIZES])
+        found[2 * index : 2 * index + 2] = link.alpha_s, link.beta_s_per_byte
     ranks.broadcast(found)
     local_alpha_s, local_beta, remote_alpha_s, remote_beta = map(float, found)
     return Links(
@@ -230,27 +240,17 @@ def fit_links(ranks: Communicator) -> Links:
 
 def ping_pong(ranks: Communicator, peer: int, num_bytes: int) -> float:
     """Half a round trip between rank 0 and a peer; the others wait."""
-    data, times_s = np.zeros(num_bytes, np.uint8), []
-    ranks.barrier()
-    for _ in range(12 if num_bytes <= 1 << 16 else 4):
-        start_s = time.perf_counter()
+    data = np.zeros(num_bytes, np.uint8)
+
+    def go_and_return() -> None:
         if ranks.rank == 0:
             ranks.send(data, peer)
             ranks.recv(data, peer)
         elif ranks.rank == peer:
             ranks.recv(data, 0)
             ranks.send(data, 0)
-        times_s.append((time.perf_counter() - start_s) / 2)
-    ranks.barrier()
-    return float(np.median(times_s[1:]))
 
-
-def fit(sizes: Sequence[int], times_s: Sequence[float]) -> tuple[float, float]:
-    """alpha + n * beta with the least relative error."""
-    weights = 1 / np.array(times_s)
-    matrix = np.stack([np.ones(len(sizes)), np.array(sizes, float)], axis=1) * weights[:, None]
-    (alpha_s, beta), *_ = np.linalg.lstsq(matrix, np.array(times_s) * weights, rcond=None)
-    return max(0.0, float(alpha_s)), max(0.0, float(beta))
+    return time_call(ranks, go_and_return, num_bytes) / 2
 
 
 if __name__ == "__main__":

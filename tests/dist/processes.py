@@ -34,12 +34,31 @@ def rank_main(
     options: dict[str, Any],
     answers: Any,
 ) -> None:
+    options = {k: v[rank] if isinstance(v, list) else v for k, v in options.items()}
+    gloo_file = options.pop("gloo_file", None)
+    if gloo_file:
+        join_gloo(gloo_file, rank, size, WAIT_S)
     try:
-        options = {k: v[rank] if isinstance(v, list) else v for k, v in options.items()}
-        with connect(address, **{"rank": rank, "size": size, **options}) as ranks:
+        with (
+            connect_group(**options)
+            if gloo_file
+            else connect(address, **{"rank": rank, "size": size, **options})
+        ) as ranks:
             answers.put((rank, body(ranks), time.monotonic()))
     except TokenmillError as error:
         answers.put((rank, f"error: {error}", time.monotonic()))
+
+
+def join_gloo(path: str, rank: int, size: int, timeout_s: float) -> None:
+    from tokenmill.collectives.torch import gloo  # only where torch is wanted
+
+    gloo.join_gloo(path, rank, size, timeout_s)
+
+
+def connect_group(**options: Any) -> Communicator:
+    from tokenmill.collectives.torch import meeting
+
+    return meeting.connect_group(**options)
 
 
 def start_ranks(
@@ -51,7 +70,8 @@ def start_ranks(
     port: int = 0,
     **options: Any,
 ) -> tuple[list[Any], Any]:
-    """Processes, and where they answer. Options that are lists are given rank by rank."""
+    """Processes, and where they answer. Options that are lists are given rank by rank; with
+    `gloo_file` they are a group of torch.distributed that meets there."""
     address, answers = f"127.0.0.1:{port or free_port()}", _CONTEXT.Queue()
     options = {"timeout_s": 20.0} | options
     made = [

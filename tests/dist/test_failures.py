@@ -101,7 +101,7 @@ def test_a_peer_that_is_killed(hosts):
 
 def never_call(ranks: Communicator) -> None:
     if ranks.rank == 1:
-        time.sleep(6)
+        time.sleep(4)
     else:
         ranks.all_reduce(np.zeros(10))
 

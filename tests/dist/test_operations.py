@@ -47,6 +47,12 @@ def every_operation(ranks: Communicator) -> str:
         np.testing.assert_array_equal(mine, wanted)
         ranks.broadcast(mine, root=2)
         np.testing.assert_array_equal(mine, all_ranks[2])
+        even = np.arange(count // 3 * 3, dtype=np.int64) + 1_000_000 * me
+        wanted = [np.split(even + 1_000_000 * (r - me), p)[me] for r in range(p)]
+        for name in ("one_shot", "bruck"):
+            output = np.empty_like(even)
+            ranks.all_to_all(output, even, algorithm=name)
+            np.testing.assert_array_equal(output, np.concatenate(wanted), err_msg=name)
         sent = [(count // 4 + r) * (1 + me) for r in range(p)]
         received = [(count // 4 + me) * (1 + r) for r in range(p)]
         output = np.empty(sum(received), np.int32)

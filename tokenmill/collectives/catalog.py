@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from tokenmill.collectives.algorithms import direct, doubling, hierarchical, ring, torus, tree
+from tokenmill.collectives.algorithms import (
+    bruck,
+    direct,
+    doubling,
+    hierarchical,
+    ring,
+    torus,
+    tree,
+)
 from tokenmill.collectives.program import Buffer, Plan, Program, RankProgram
 from tokenmill.collectives.records import Record, dependencies, make_step
 from tokenmill.collectives.task import Task
@@ -31,6 +39,8 @@ class Algorithm:
     """Ranks must spread evenly over the hosts."""
     needs_grid: bool = False
     """Rows must divide the ranks."""
+    takes_sizes: bool = True
+    """Blocks may be of any sizes."""
 
 
 def _algorithms() -> Iterator[Algorithm]:
@@ -82,6 +92,9 @@ def _algorithms() -> Iterator[Algorithm]:
         ("send_recv", direct.send_recv),
     ):
         yield Algorithm(op=op, name="one_shot", write=write, has_places=False)
+    yield Algorithm(
+        op="all_to_all", name="bruck", write=bruck.all_to_all, has_places=False, takes_sizes=False
+    )
 
 
 ALGORITHMS = {(a.op, a.name): a for a in _algorithms()}
@@ -106,6 +119,8 @@ def find_algorithm(task: Task, plan: Plan) -> Algorithm:
 
 def unfit(algorithm: Algorithm, task: Task, plan: Plan) -> str | None:
     """Why an algorithm cannot do a task as planned; None if it can."""
+    if task.counts and not algorithm.takes_sizes:
+        return "it cannot have blocks of given sizes"
     is_split = algorithm.needs_hosts or (algorithm.needs_grid and not plan.width)
     if is_split and task.ranks % plan.hosts:
         return f"{task.ranks} ranks cannot be spread evenly over {plan.hosts} hosts"

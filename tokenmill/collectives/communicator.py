@@ -233,6 +233,7 @@ class Communicator:
         send_counts: Sequence[int] = (),
         receive_counts: Sequence[int] = (),
         plan: Plan | None = None,
+        algorithm: str | None = None,
         slices: int | None = None,
         is_async: bool = False,
     ) -> Work | None:
@@ -248,6 +249,7 @@ class Communicator:
             data_type_of(array),
             counts=counts,
             plan=plan,
+            algorithm=algorithm,
             slices=slices,
         )
         data, copy_back = _in_place(output)

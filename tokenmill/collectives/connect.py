@@ -86,6 +86,37 @@ def make_tcp_control(
     return TcpControl(place, rank=rank, size=size, timeout_s=timeout_s, server=server)
 
 
+def make_introduced_control(
+    tell: Callable[[str], object],
+    hear: Callable[[], str],
+    *,
+    rank: int,
+    size: int,
+    timeout_s: float,
+    address: str,
+) -> TcpControl:
+    """The control of ranks that another library has brought together: rank 0 listens at `address`
+    and tells the others where; they hear it.
+
+    Raises UsageError and CollectiveError; whatever rank 0 raises before it listens, all do."""
+    if rank != 0:
+        said = json.loads(hear())
+        if "failure" in said:
+            raise CollectiveError(f"rank {rank}: {said['failure']}")
+        return make_tcp_control(said["address"], rank=rank, size=size, timeout_s=timeout_s)
+    try:
+        return make_tcp_control(
+            address,
+            rank=0,
+            size=size,
+            timeout_s=timeout_s,
+            on_listen=lambda place: tell(json.dumps({"address": f"{place[0]}:{place[1]}"})),
+        )
+    except (UsageError, CollectiveError) as error:
+        tell(json.dumps({"failure": str(error)}))
+        raise
+
+
 def connect_over(
     control: TcpControl,
     *,

@@ -22,6 +22,9 @@ Address: TypeAlias = tuple[str, int]
 _LENGTH = struct.Struct("<I")
 _MOST_BYTES = 1 << 20
 _GREETING = "tokenmill control 1"
+_FAR_AWAY = "192.0.2.1"
+"""Reserved for documents: nobody has it, so the way there is the usual way out."""
+_PROBE_PORT = 9
 _RETRY_S = 0.05
 _GRACE_S = 2.0
 """How much longer than the server a rank waits, whose message says more."""
@@ -33,6 +36,19 @@ def parse_address(text: str) -> Address:
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise UsageError(f"the address is {text!r}, but must be like 127.0.0.1:29500")
     return host.strip("[]"), int(port)
+
+
+def own_address(target: str | None = None) -> str:
+    """This machine's address on the way to another machine, or by default to those far away.
+
+    127.0.0.1 if there is no such way.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target or _FAR_AWAY, _PROBE_PORT))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 class _Framing:

@@ -185,6 +185,19 @@ class Costs:
             distance *= 2
         return total
 
+    def bruck(self, num_bytes: float) -> Cost:
+        """To the place 1, 2, 4 ... further on, all blocks of num_bytes that go on by so much."""
+        total, distance = NOTHING, 1
+        while distance < self.p:
+            num_blocks = sum(1 for slot in range(self.p) if slot & distance)
+            link, flows = self.local, 1
+            if self.h > 1:
+                link, flows = self.remote, min(self.flows, distance)
+            total += self.steps(1, num_blocks * num_bytes, link, flows=flows)
+            distance *= 2
+        # Without all bits in use no block travels in all steps, so no chain has them all.
+        return replace(total, num_steps=self.p.bit_length() - 1)
+
     def trees(self, num_bytes: float, *, both_ways: bool, sums: bool) -> Cost:
         """Along both trees with half the vector each, k slices in a pipeline."""
         width = 1 if self.topology.is_interleaved else self.m
@@ -279,14 +292,33 @@ def _all_reduce(costs: Costs, name: str, n: float) -> Cost:
     if name == "one_shot":
         return costs.exchange(n, sums=True)
     if name == "recursive_doubling":
-        total = costs.doubling(lambda distance: n, sums=True)
-        if p & (p - 1):  # a member behind which another stands hears before, and tells after
-            link = costs.remote if costs.m == 1 and costs.h > 1 else costs.local
-            heard = costs.steps(1, n, link, sums=True)
-            total += replace(heard, bytes_sent=0.0) + costs.steps(1, n, link)
-        return total
+        return costs.doubling(lambda distance: n, sums=True) + _beyond_core(costs, n)
+    if name == "rabenseifner":
+        core = 1 << (p.bit_length() - 1)
+        there = costs.doubling(lambda distance: n * distance / core, sums=True)
+        back = costs.doubling(lambda distance: n * distance / core, sums=False)
+        return there + back + _beyond_core(costs, n, is_both=True)
     half = {"two_shot": "one_shot"}.get(name, name)
     return _all_gather(costs, half, n, sums=True) + _all_gather(costs, half, n, sums=False)
+
+
+def _beyond_core(costs: Costs, n: float, *, is_both: bool = False) -> Cost:
+    """What all-reduce by doubling takes more if p is no power of two: a member behind which another
+    stands hears from it before, and tells it after.
+
+    Where whole vectors are swapped, the greatest distance comes last. If half of the members or
+    fewer have another behind them, no chain of messages has both, though a port passes both; with
+    `is_both`, one has.
+    """
+    core = 1 << (costs.p.bit_length() - 1)
+    extra = costs.p - core
+    if not extra:
+        return NOTHING
+    link = costs.remote if costs.m == 1 and costs.h > 1 else costs.local
+    heard = replace(costs.steps(1, n, link, sums=True), bytes_sent=0.0)
+    if not is_both and 2 * extra <= core:
+        heard = replace(heard, num_steps=0, latency_s=0.0)
+    return heard + costs.steps(1, n, link)
 
 
 def predict(task: Task, plan: Plan, topology: Topology, num_bytes: float) -> Cost:
@@ -305,6 +337,8 @@ def predict(task: Task, plan: Plan, topology: Topology, num_bytes: float) -> Cos
         return costs.star(n, sums=sums)
     if task.op == "barrier":
         return costs.dissemination()
+    if task.op == "all_to_all" and name == "bruck":
+        return costs.bruck(n / task.ranks)
     if task.op == "all_to_all":
         return costs.exchange(n / task.ranks, sums=False)
     is_far = topology.host(task.root) != topology.host(task.peer)

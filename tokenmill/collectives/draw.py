@@ -34,7 +34,8 @@ def _message_words(trace: Trace, sent: Sent) -> str:
     how = "added" if sent.is_reduced else "copied"
     if trace.program.task.op == "barrier":
         return f"{sent.source} -> {sent.target}"
-    what = f" {_numbers(sent.parts)}" if sent.parts else f" {sent.count} elements"
+    elements = "1 element" if sent.count == 1 else f"{sent.count} elements"
+    what = f" {_numbers(sent.parts)}" if sent.parts else f" {elements}"
     return f"{sent.source} -> {sent.target}:{what}, {how}"
 
 

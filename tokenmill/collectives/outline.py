@@ -126,4 +126,4 @@ def is_symmetric(task: Task, plan: Plan, topology: Topology) -> bool:
         return row % width == 0 or width % row == 0
     if name in ("recursive_doubling", "rabenseifner") and task.op != "barrier":
         return task.ranks & (task.ranks - 1) == 0
-    return name == "one_shot" and task.op in ("all_to_all", "all_gather")
+    return name == "bruck" or (name == "one_shot" and task.op in ("all_to_all", "all_gather"))

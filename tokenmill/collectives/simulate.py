@@ -126,7 +126,7 @@ def steps_estimate(task: Task, plan: Plan) -> int:
     p = task.ranks
     if plan.algorithm == "ring" and task.op in ("broadcast", "reduce"):
         steps = 2
-    elif plan.algorithm in ("ring", "one_shot", "two_shot"):
+    elif plan.algorithm in ("ring", "one_shot", "two_shot", "bruck"):
         steps = 4 * p
     elif plan.algorithm in ("hierarchical", "leader"):
         steps = 4 * (plan.hosts + p // plan.hosts)

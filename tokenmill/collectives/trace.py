@@ -104,7 +104,8 @@ class _Tracer:
             target=rank,
             parts=parts if chunk.buffer == self._buffer else (),
             count=chunk.count,
-            is_reduced=isinstance(step, RecvReduce) or step.chunk.buffer != self._buffer,
+            is_reduced=self._program.task.is_reducing
+            and (isinstance(step, RecvReduce) or step.chunk.buffer != self._buffer),
         )
 
     def _holdings(self) -> tuple[tuple[frozenset[int], ...], ...]:

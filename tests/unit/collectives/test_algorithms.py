@@ -84,6 +84,16 @@ def test_shots(p):
     assert (proof.num_steps, proof.most_sent) == (2, 2 * (p - 1) * n // p)
 
 
+@pytest.mark.parametrize("p", [2, 3, 5, 8, 12, 16])
+def test_bruck(p):
+    proof = proof_of("all_to_all", "bruck", p, 2 * p)
+    assert proof.num_steps == int(log2(p))
+    assert proof.most_sent == 2 * sum(slot.bit_count() for slot in range(p))
+    task = Task(op="all_to_all", ranks=p, counts=(1,) * p**2)
+    with pytest.raises(UsageError, match="bruck: it cannot have blocks of given sizes"):
+        write_rank(task, Plan(algorithm="bruck"), 0)
+
+
 @pytest.mark.parametrize("p", [2, 3, 4, 6, 7, 8, 13, 16, 30])
 def test_tree(p):
     n = 4 * p

@@ -209,3 +209,14 @@ def test_formulas_are_near_the_simulation(key, preset, n):
         plan, task = Plan(algorithm=name, hosts=h), make_task(op, h * m, 0)
         simulated = simulate(task, plan, topology, n).time_s
         assert 0.4 < predict(task, plan, topology, n).time_s / simulated < 2.5
+
+
+@pytest.mark.parametrize("p", [3, 5, 6, 7, 11, 12, 13, 24, 28])
+@pytest.mark.parametrize("algorithm", ["recursive_doubling", "rabenseifner"])
+def test_formulas_know_the_steps_where_p_is_no_power_of_two(algorithm, p):
+    task, plan = make_task("all_reduce", p, p), Plan(algorithm=algorithm)
+    topology = Topology(ranks=p)
+    done = simulate(task, plan, topology, 64)
+    cost = predict(task, plan, topology, 64)
+    assert cost.num_steps == done.num_steps
+    assert cost.time_s == pytest.approx(done.time_s, rel=0.1)

@@ -7,9 +7,6 @@ A process group is a communicator (`ProcessGroup` is subclassed, as torch wants 
 Python). It meets through torch's store, which only tells where rank 0 of the group listens.
 """
 
-import json
-import os
-import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -18,14 +15,14 @@ import torch
 import torch.distributed as dist
 
 from tokenmill.collectives.communicator import Communicator
-from tokenmill.collectives.connect import connect_over, make_tcp_control
+from tokenmill.collectives.connect import connect_over, make_introduced_control
+from tokenmill.collectives.torch.meeting import listening_address
 from tokenmill.collectives.torch.tensors import as_array, as_movable
 from tokenmill.collectives.torch.works import TorchWork
 from tokenmill.errors import UsageError
 
 Tensor = torch.Tensor
 _ADDRESS_KEY = "tokenmill/address"
-_PROBE_PORT = 9
 _REDUCTIONS = {
     dist.ReduceOp.SUM: "sum",
     dist.ReduceOp.AVG: "avg",
@@ -290,26 +287,15 @@ def _row_counts(tensor: Tensor, rows: Sequence[int]) -> list[int]:
 
 def _create(store: Any, rank: int, size: int, timeout: timedelta) -> TokenmillProcessGroup:
     timeout_s = timeout.total_seconds()
-    if rank == 0:
-        control = make_tcp_control(
-            f"{_own_host()}:0",
-            rank=0,
-            size=size,
-            timeout_s=timeout_s,
-            on_listen=lambda address: store.set(_ADDRESS_KEY, json.dumps(address)),
-        )
-    else:
-        host, port = json.loads(store.get(_ADDRESS_KEY))
-        control = make_tcp_control(f"{host}:{port}", rank=rank, size=size, timeout_s=timeout_s)
+    control = make_introduced_control(
+        lambda text: store.set(_ADDRESS_KEY, text),
+        lambda: str(store.get(_ADDRESS_KEY), "utf-8"),
+        rank=rank,
+        size=size,
+        timeout_s=timeout_s,
+        address=listening_address(),
+    )
     return TokenmillProcessGroup(connect_over(control, timeout_s=timeout_s))
-
-
-def _own_host() -> str:
-    """This machine's address as the others of the job see it: the one on the way to the master."""
-    master = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, _PROBE_PORT))  # sends nothing
-        return str(probe.getsockname()[0])
 
 
 dist.Backend.register_backend("tokenmill", _create, devices=["cpu"])

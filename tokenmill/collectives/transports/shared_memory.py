@@ -23,7 +23,6 @@ import os
 import platform
 import struct
 import sys
-import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from tokenmill.collectives.transports.channel import Bytes, Piece
+from tokenmill.collectives.transports.pause import Pauses
 from tokenmill.collectives.transports.wire import HEADER, HEADER_BYTES
 from tokenmill.errors import CollectiveError
 
@@ -46,8 +46,6 @@ _STAMP = struct.Struct("<Q")
 _PREFIX = "tokenmill-"
 _SPIN = 1500
 """Polls before sleeping; they take some 300 microseconds."""
-_SLEEPS_S = (0.00002, 0.00005, 0.0002, 0.001)
-_SLEEPS_EACH = 50
 
 
 def is_supported() -> bool:
@@ -204,7 +202,8 @@ class SharedMemoryTransport:
         self._payload_bytes = slot_bytes(len(self._peers))
         self._size_bytes = len(self._peers) * ring_bytes(self._payload_bytes)
         self._channels: dict[int, SharedMemoryChannel] = {}
-        self._spin = _SPIN if len(self._peers) < (os.cpu_count() or 1) else _SPIN // 10
+        is_crowded = len(self._peers) >= (os.cpu_count() or 1)
+        self._pauses = Pauses(_SPIN // 10 if is_crowded else _SPIN)
         sweep(folder)
         self._own = self._open(rank, is_creator=True)
         self._others: Mapping[int, Segment] = {}
@@ -244,12 +243,7 @@ class SharedMemoryTransport:
     def wait(self, incoming: Collection[int], outgoing: Collection[int], attempt: int) -> None:
         receivers = [self._channels[peer].can_receive for peer in incoming]
         checks: list[Any] = receivers + [self._channels[peer].can_send for peer in outgoing]
-        if attempt == 0:
-            for _ in range(self._spin):
-                for check in checks:
-                    if check():
-                        return
-        time.sleep(_SLEEPS_S[min(attempt // _SLEEPS_EACH, len(_SLEEPS_S) - 1)])
+        self._pauses.wait(checks, attempt)
 
     def is_ready(self, incoming: Collection[int], outgoing: Collection[int]) -> bool:
         return any(self._channels[peer].can_receive() for peer in incoming) or any(
