@@ -113,7 +113,6 @@ def test_experts_may_be_in_some_layers_only() -> None:
         ("Gemma2", GEMMA | {"hidden_act": "silu"}, "supported is 'gelu_pytorch_tanh'"),
         ("Gemma3", GEMMA | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Phi3", {"rope_scaling": {"type": "dynamic"}}, "type is 'dynamic', supported is"),
-        ("Olmo2", {"quantization_config": {"bits": 4}}, "quantization_config is"),
         ("SmolLM3", {"use_sliding_window": True}, "use_sliding_window is True"),
         ("Granite", {"mlp_bias": True}, "mlp_bias is True, supported is False"),
         ("Mixtral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),

@@ -123,7 +123,6 @@ def test_rope_theta_where_newer_configs_keep_it() -> None:
         ({"rope_scaling": {"type": "ntk"}}, "type is 'ntk', supported is .* or 'yarn'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7}}, "mscale is 0.7"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is"),
     ],
 )
 def test_unsupported_hf_option_is_named(changes: dict[str, object], message: str) -> None:

@@ -143,7 +143,12 @@ def _packed_weights(
     """The weights as the program wants them: from an earlier start, or packed now."""
     store = ObjectCache(packed_dir())
     identity = (checkpoint.fingerprint(), options.quantization, packed.layout())
-    key = cache_key("weights", *identity, code_fingerprint("models"), row=program.options.row)
+    key = cache_key(
+        "weights",
+        *identity,
+        code_fingerprint("models", "models/quantized"),
+        row=program.options.row,
+    )
     arena = Arena(packed.size_bytes)
     whole = arena.buffer(0, packed.size_bytes)
     report = _RoundingReport.read(store.get(f"{key}-rounding"))

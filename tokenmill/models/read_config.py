@@ -156,7 +156,6 @@ def config_from_hf(
             "hidden_activation": (architecture.activation,),
             "attention_bias": (architecture.has_attention_bias,),
             "mlp_bias": (False,),
-            "quantization_config": (),
         }
     )
     vocab_size = fields.integer("vocab_size", most=2**24)

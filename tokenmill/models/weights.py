@@ -18,6 +18,11 @@ from tokenmill.models.encodings import (
 )
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 from tokenmill.models.progress import Progress, SilentProgress
+from tokenmill.models.quantized.integers import (
+    INTEGER_ENCODINGS,
+    VALUE_ENCODINGS,
+    IntegerRows,
+)
 
 Array = npt.NDArray[np.generic]
 F32Array = npt.NDArray[np.float32]
@@ -113,7 +118,8 @@ def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
 
 
 def _matrix_encodings() -> list[str]:
-    return [*FLOAT_ENCODINGS, *QUANT_ENCODINGS, *REQUANTIZED_ENCODINGS]
+    others = (*INTEGER_ENCODINGS, *VALUE_ENCODINGS)
+    return [*FLOAT_ENCODINGS, *QUANT_ENCODINGS, *REQUANTIZED_ENCODINGS, *others]
 
 
 def _check_unused(checkpoint: Checkpoint, used: Mapping[str, tuple[int, ...]]) -> None:
@@ -145,8 +151,9 @@ def _target(name: str, info: TensorInfo, quantization: str) -> str:
         return quantization
     if info.encoding in FLOAT_ENCODINGS:
         return "bf16"
-    encoding = QUANT_ENCODINGS.get(info.encoding)
-    return encoding.format if encoding else "q8"
+    if (encoding := QUANT_ENCODINGS.get(info.encoding)) is not None:
+        return encoding.format
+    return INTEGER_ENCODINGS.get(info.encoding, "q8")
 
 
 def decode(tensor: EncodedTensor, format_name: str) -> tuple[Weight, float]:
@@ -161,7 +168,7 @@ def decode(tensor: EncodedTensor, format_name: str) -> tuple[Weight, float]:
     for start in range(0, n, step):
         rows = slice(start, start + step)
         with np.errstate(over="ignore", invalid="ignore"):
-            weight, values = _decode_rows(tensor.data[rows], tensor.info.encoding, format_name)
+            weight, values = _decode_rows(tensor.data[rows], tensor.info, format_name)
         _check_finite(tensor, weight, values)
         planes.put(rows, weight)
         if values is not None:
@@ -172,9 +179,10 @@ def decode(tensor: EncodedTensor, format_name: str) -> tuple[Weight, float]:
 
 
 def _decode_rows(
-    data: U8Array, encoding_name: str, format_name: str
+    data: U8Array, info: TensorInfo, format_name: str
 ) -> tuple[Weight, F32Array | None]:
-    """Some rows in a format; and, if they had to be rounded, the weights before that."""
+    """Some rows in a format; and, if they may have been rounded, the weights before that."""
+    encoding_name = info.encoding
     if (dtype := FLOAT_ENCODINGS.get(encoding_name)) is not None:
         floats = data.view(dtype)
         if FORMATS[format_name].quant_dtype == dtype:
@@ -185,6 +193,13 @@ def _decode_rows(
         if unpacked.format == format_name:
             return unpacked, None
         values = unpacked.dequantize()
+    elif encoding_name in INTEGER_ENCODINGS:
+        integers = IntegerRows.from_bytes(data, info.shape[-1])
+        values = integers.dequantize()
+        if (nearest := integers.as_weight(format_name)) is not None:
+            return nearest, values
+    elif encoding_name in VALUE_ENCODINGS:
+        values = data.view(np.float32)
     else:
         values = _dequantize_by_gguf(data, encoding_name)
     return quantize(values, format_name), None if format_name == "f32" else values
