@@ -180,7 +180,10 @@ def test_an_unsupported_gguf_value_is_named(
 def test_divisors_of_a_gguf_file_must_fit_the_heads() -> None:
     metadata = {"general.architecture": "llama"} | gguf_metadata("llama")
     with pytest.raises(ModelFileError, match=f"rope_freqs.weight .*must hold {HEAD_DIM // 2}"):
-        config_from_gguf("m", metadata, SHAPES, np.ones(3, np.float32))
+        config_from_gguf("m", metadata, SHAPES, {"rope_freqs.weight": np.ones(3, np.float32)})
+    long = {"rope_factors_long.weight": np.ones(HEAD_DIM // 2, np.float32)}
+    with pytest.raises(ModelFileError, match=r"rope_factors_long\.weight stands without"):
+        config_from_gguf("m", metadata, SHAPES, long)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,6 @@ from tokenmill.models.registry import ARCHITECTURES
 from tokenmill.models.safetensors import read_json, read_safetensors, safetensors_paths
 
 _HF, _GGUF = 0, 1  # columns of the tables of names
-_GGUF_IGNORED = ("rope_factors_long.weight",)
 
 
 class Checkpoint(Protocol):
@@ -152,14 +151,19 @@ def _gguf_in(folder: Path) -> Path:
 
 def _open_gguf(path: Path) -> FileCheckpoint:
     file = read_gguf(path)
-    tensors = {n: t for n, t in file.tensors.items() if n not in (*ROPE_DIVISORS, *_GGUF_IGNORED)}
+    tensors = {n: t for n, t in file.tensors.items() if n not in ROPE_DIVISORS}
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
-    divisors = [_read_floats(path, n, t) for n, t in file.tensors.items() if n in ROPE_DIVISORS]
-    config = config_from_gguf(str(path), file.metadata, shapes, *divisors[:1])
+    divisors = {
+        name: _read_floats(path, name, file.tensors[name])
+        for name in ROPE_DIVISORS
+        if name in file.tensors
+    }
+    config = config_from_gguf(str(path), file.metadata, shapes, divisors)
     return _checkpoint(path, config, tensors, _GGUF, file.metadata)
 
 
 def _open_folder(folder: Path) -> FileCheckpoint:
+    tensors = read_safetensors(folder)
     content = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     config = config_from_hf(
@@ -168,8 +172,8 @@ def _open_folder(folder: Path) -> FileCheckpoint:
         content,
         read_json(generation) if generation.is_file() else {},
     )
-    tensors = unpack_quantized(folder, content, read_safetensors(folder))
-    return _checkpoint(folder, config, tensors, _HF, None)
+    unpacked = unpack_quantized(folder, content, tensors)
+    return _checkpoint(folder, config, unpacked, _HF, None)
 
 
 def _checkpoint(
@@ -182,7 +186,9 @@ def _checkpoint(
     architecture = ARCHITECTURES[config.architecture]
     whole = _without_empty_biases(_canonical(tensors, architecture, column), config)
     mapped = stack_experts(str(path), cut_apart(str(path), whole, config), config)
-    heads = gguf_head_order(config) if column == _GGUF else turned_halves(config)
+    heads = turned_halves(config)
+    if column == _GGUF:
+        heads = gguf_head_order(config, architecture.is_interleaved)
     is_in_order = bool((np.diff(heads) == 1).all())
     return FileCheckpoint(
         path=path,
@@ -195,10 +201,10 @@ def _checkpoint(
     )
 
 
-def gguf_head_order(config: ModelConfig) -> IndexArray:
+def gguf_head_order(config: ModelConfig, is_interleaved: bool) -> IndexArray:
     """For each dimension of a head, in our order, the row in which GGUF files have it."""
     rows = np.arange(config.head_dim)
-    if ARCHITECTURES[config.architecture].is_interleaved:
+    if is_interleaved:
         rows = rows.reshape(-1, 2).T.reshape(-1)
     return rows[turned_halves(config)]
 
