@@ -8,26 +8,29 @@ metadata cannot tell something is refused, never written as another one.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from math import isclose, log
-from pathlib import Path
+from math import isclose
 
 import numpy as np
 
 from tokenmill.errors import UnsupportedModelError
-from tokenmill.ir.numerics import rope_frequencies
 from tokenmill.models.architecture import GGUF_LAYER_PREFIX, LAYER_NAMES, MODEL_NAMES
 from tokenmill.models.checkpoint import FileCheckpoint, gguf_head_order
-from tokenmill.models.config import ModelConfig, Rope
-from tokenmill.models.gguf_export_tokenizer import Typed, string, tokenizer_metadata, u32
+from tokenmill.models.config import ModelConfig
+from tokenmill.models.gguf_export_config import (
+    config_metadata,
+    frequency_factors,
+    gguf_name,
+    read_scaling,
+)
+from tokenmill.models.gguf_export_tokenizer import tokenizer_metadata
+from tokenmill.models.gguf_typed import Typed
 from tokenmill.models.mapped import EncodedTensor, TensorInfo
 from tokenmill.models.read_config import config_from_gguf
 from tokenmill.models.registry import ARCHITECTURES
-from tokenmill.models.safetensors import read_json
 
 _HEADS = ("q", "k", "q_bias", "k_bias")
 _SAME = 1e-6  # relative: metadata is float32
 _SAID_ELSEWHERE = ("name", "architecture", "bos_id", "eos_ids", "num_positions")
-_FREQUENCY_READERS = ("llama", "phi3")  # whose files llama.cpp lets have factors of frequencies
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,137 +80,17 @@ class Export:
 
 def export(checkpoint: FileCheckpoint) -> Export:
     """Raises UnsupportedModelError where a GGUF file cannot say what the folder says."""
-    config, content = checkpoint.config, read_json(checkpoint.path / "config.json")
-    row = ARCHITECTURES[config.architecture]
-    # Mistral's and Mixtral's files call themselves llama.
-    name = "llama" if row.gguf_name in ("", "llama") else row.name
-    extra = list(_frequency_factors(checkpoint.path, name, config, content))
+    config, scaling = checkpoint.config, read_scaling(checkpoint.path)
+    name = gguf_name(config)
     metadata = {
-        **_general(config),
-        **{f"{name}.{key}": v for key, v in _sizes(config, content).items()},
-        **{f"{name}.{key}": v for key, v in _rope(config, content).items()},
-        **{f"{name}.{key}": v for key, v in _options(config, row.gguf_reads, name).items()},
+        **config_metadata(name, config, scaling),
         **tokenizer_metadata(checkpoint.path, config),
     }
-    tensors = (*_tensors(checkpoint), *extra)
+    factors = frequency_factors(name, config, scaling)
+    vectors = (_vector(name, values) for name, values in factors.items())
+    tensors = (*vectors, *_tensors(checkpoint))
     _prove(checkpoint, name, metadata, tensors)
     return Export(checkpoint=checkpoint, architecture=name, metadata=metadata, tensors=tensors)
-
-
-def _general(config: ModelConfig) -> dict[str, Typed]:
-    return {"general.type": string("model"), "general.name": string(config.name)}
-
-
-def _sizes(config: ModelConfig, content: Mapping[str, object]) -> dict[str, Typed]:
-    return {
-        "block_count": u32(config.num_layers),
-        "context_length": u32(_longest(config, content)),
-        "embedding_length": u32(config.hidden_size),
-        "feed_forward_length": u32(config.intermediate_size),
-        "attention.head_count": u32(config.num_heads),
-        "attention.head_count_kv": u32(config.num_kv_heads),
-        "attention.key_length": u32(config.head_dim),
-        "attention.value_length": u32(config.head_dim),
-        "attention.layer_norm_rms_epsilon": ("FLOAT32", config.norm_eps),
-        "rope.dimension_count": u32(config.rotary_dim),
-        "vocab_size": u32(config.vocab_size),
-    }
-
-
-def _longest(config: ModelConfig, content: Mapping[str, object]) -> int:
-    longest = content["max_position_embeddings"]
-    return longest if isinstance(longest, int) else config.context_length
-
-
-def _main_rope(config: ModelConfig) -> Rope:
-    """That of the layers which see everything, where some have a window and a rope of their own."""
-    ropes = [kind.rope for kind in config.layers if kind.rope and not kind.window]
-    ropes += [kind.rope for kind in config.layers if kind.rope]
-    return ropes[0] if ropes else Rope()
-
-
-def _scaling(content: Mapping[str, object]) -> Mapping[str, object]:
-    """The rope object of config.json; {} where there is none."""
-    found = content.get("rope_scaling") or content.get("rope_parameters") or {}
-    assert isinstance(found, dict)  # read_config has read it
-    inner = found.get("full_attention", found)
-    assert isinstance(inner, dict)
-    return inner
-
-
-def _kind(content: Mapping[str, object]) -> str:
-    scaling = _scaling(content)
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
-
-
-def _rope(config: ModelConfig, content: Mapping[str, object]) -> dict[str, Typed]:
-    scaling, kind = _scaling(content), _kind(content)
-    found: dict[str, Typed] = {"rope.freq_base": ("FLOAT32", _main_rope(config).theta)}
-    if kind in ("linear", "yarn"):
-        factor = float(str(scaling["factor"]))
-        found["rope.scaling.type"] = string(kind)
-        found["rope.scaling.factor"] = ("FLOAT32", factor)
-    if kind == "yarn":
-        length = scaling.get("original_max_position_embeddings") or _longest(config, content)
-        found["rope.scaling.original_context_length"] = u32(int(str(length)))
-        usual = 0.1 * log(factor) + 1 if factor > 1 else 1.0
-        grown = _main_rope(config).magnitude / usual
-        found |= {} if isclose(grown, 1) else {"rope.scaling.attn_factor": ("FLOAT32", grown)}
-        for key in ("beta_fast", "beta_slow"):
-            if scaling.get(key) is not None:
-                value = float(str(scaling[key]))
-                found[f"rope.scaling.yarn_{key}"] = ("FLOAT32", value)
-    if kind in ("longrope", "su"):
-        found["rope.scaling.original_context_length"] = u32(config.context_length)
-        found["rope.scaling.attn_factor"] = ("FLOAT32", _main_rope(config).magnitude)
-    return found
-
-
-def _options(config: ModelConfig, reads: tuple[str, ...], name: str) -> dict[str, Typed]:
-    """What only some architectures have, and only some files say."""
-    scales = {
-        "attention.scale": config.score_scale,
-        "embedding_scale": config.embedding_scale,
-        "residual_scale": config.residual_scale,
-        "logit_scale": 1 / config.logits_scale,
-        "attn_logit_softcapping": config.attention_softcap,
-        "final_logit_softcapping": config.logits_softcap,
-    }
-    found: dict[str, Typed] = {
-        key: ("FLOAT32", value) for key, value in scales.items() if key in reads and value
-    }
-    if config.window:
-        found["attention.sliding_window"] = u32(config.window)
-    if config.experts:
-        found["expert_count"] = u32(config.experts.count)
-        found["expert_used_count"] = u32(config.experts.per_token)
-        found["expert_feed_forward_length"] = u32(config.experts.size)
-    short = [kind.rope for kind in config.layers if kind.rope and kind.window]
-    if name == "gemma3" and short:
-        found["rope.freq_base_swa"] = ("FLOAT32", short[0].theta)
-    return found
-
-
-def _frequency_factors(
-    path: Path, name: str, config: ModelConfig, content: Mapping[str, object]
-) -> Iterator[ExportedTensor]:
-    """What each pair's frequency is divided by, where no key can tell it."""
-    kind = _kind(content)
-    if kind in ("default", "linear", "yarn"):
-        return
-    if name not in _FREQUENCY_READERS:
-        raise UnsupportedModelError(
-            f"{path}: rope_type is {kind!r}, which a GGUF file of a {name} model cannot say; "
-            "supported are 'default', 'linear' and 'yarn'"
-        )
-    if kind == "llama3":
-        rope, dim = _main_rope(config), config.rotary_dim
-        frequencies = np.array(rope.frequencies, np.float32)
-        yield _vector("rope_freqs.weight", rope_frequencies(dim, rope.theta) / frequencies)
-        return
-    for length in ("long", "short"):
-        factors = np.array(_scaling(content)[f"{length}_factor"], np.float32)
-        yield _vector(f"rope_factors_{length}.weight", factors)
 
 
 def _vector(name: str, values: np.ndarray) -> ExportedTensor:

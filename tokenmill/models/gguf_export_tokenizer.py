@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenmill.errors import UnsupportedModelError
+from tokenmill.errors import ModelFileError, UnsupportedModelError
 from tokenmill.models.config import ModelConfig
+from tokenmill.models.gguf_typed import Typed, string, u32
 from tokenmill.models.gguf_vocabulary import KEYS, TokenType
 from tokenmill.models.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from tokenmill.models.tokenizer import Tokenizer
@@ -20,11 +21,7 @@ from tokenmill.models.tokenizer_folder import load_tokenizer_folder
 if TYPE_CHECKING:
     import tokenizers
 
-Typed = tuple[str, Any]
-"""A metadata value and its type, as `gguf.GGUFValueType` names it; of a list that of its items."""
-
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_SPACE_MARK = "\u2581"
 _PROBES = (
     "It's 1234567890 DON'T we'LL  they'Ve\n\n\n  x\t\ty \r\n z!?...  (a)/b\\c_d  ",
     "Ünïcödé naïve façade 東京は日本の首都 北京 서울 Москва Ελλάδα हिन्दी ไทย עברית العربية",
@@ -32,14 +29,6 @@ _PROBES = (
     "camelCaseHTTPServer iPhoneX ABCdef ǅungla ʰa a\u0300b// \u00a0 \u3000 \u200b\n \n\t \n",
 )
 """Texts that each row of PRE_TOKENIZERS cuts in its own way."""
-
-
-def string(value: str) -> Typed:
-    return ("STRING", value)
-
-
-def u32(value: int) -> Typed:
-    return ("UINT32", value)
 
 
 def tokenizer_metadata(folder: Path, config: ModelConfig) -> dict[str, Typed]:
@@ -55,7 +44,7 @@ def tokenizer_metadata(folder: Path, config: ModelConfig) -> dict[str, Typed]:
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     found: dict[str, Typed] = {
         "model": string("gpt2" if is_byte_level else "llama"),
-        **_vocabulary(spec, config.vocab_size),
+        **_vocabulary(folder, spec, config.vocab_size),
         **_roles(tokenizer, config),
     }
     if is_byte_level:
@@ -69,7 +58,7 @@ def tokenizer_metadata(folder: Path, config: ModelConfig) -> dict[str, Typed]:
     return named | _templates(tokenizer)
 
 
-def _vocabulary(spec: Mapping[str, Any], num_rows: int) -> dict[str, Typed]:
+def _vocabulary(where: Path, spec: Mapping[str, Any], num_rows: int) -> dict[str, Typed]:
     """Tokens and their types, filled up to the rows of the embedding."""
     model = spec["model"]
     tokens = {i: (token, _type(token, model)) for token, i in model["vocab"].items()}
@@ -78,6 +67,10 @@ def _vocabulary(spec: Mapping[str, Any], num_rows: int) -> dict[str, Typed]:
         if added["content"] == model.get("unk_token") and model.get("byte_fallback"):
             kind = TokenType.UNKNOWN
         tokens[added["id"]] = (added["content"], kind)
+    if max(tokens) >= num_rows:
+        raise ModelFileError(
+            f"{where}: the tokenizer has {max(tokens) + 1} entries, the embedding {num_rows} rows"
+        )
     rows = [tokens.get(i, (f"[PAD{i}]", TokenType.UNUSED)) for i in range(num_rows)]
     return {
         "tokens": ("[STRING]", [token for token, _ in rows]),
@@ -99,14 +92,10 @@ def _roles(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Typed]:
         named = tokenizer.named_tokens.get(name)
         ids[key] = None if named is None else tokenizer.token_to_id(named)
     found = {f"{key}_token_id": u32(i) for key, i in ids.items() if i is not None}
-    plain = tokenizer.encode("a", add_special_tokens=False)
-    added = tokenizer.encode("a")
-    first, last = added[: added.index(plain[0])], added[added.index(plain[-1]) + 1 :]
-    return {
-        **found,
-        "add_bos_token": ("BOOL", bool(first) and first[0] == bos),
-        "add_eos_token": ("BOOL", bool(last) and last[-1] in ends),
-    }
+    plain, around = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    has_bos = around[:1] == [bos] and around[:1] != plain[:1]
+    has_eos = around[-1:] != plain[-1:] and any(around[-1:] == [end] for end in ends)
+    return found | {"add_bos_token": ("BOOL", has_bos), "add_eos_token": ("BOOL", has_eos)}
 
 
 def _templates(tokenizer: Tokenizer) -> dict[str, Typed]:

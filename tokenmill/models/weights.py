@@ -30,6 +30,7 @@ F32Array = npt.NDArray[np.float32]
 QUANTIZATIONS = ("auto", *FORMATS)
 
 _WIDE_NAMES = ("embed", "lm_head")  # 4 bits there cost 10 % error in the logits
+_NARROW = ("q4_0", "q4_k", "q4", "q5_k")  # formats that these do not get
 _EXACT_PART = "router"  # a rounded one would send tokens to other experts
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # old folders save it; it follows from rope_theta
 _CHUNK_LEN = 2**17  # weights decoded at a time; bounds the temporaries
@@ -58,8 +59,8 @@ def load_weights(
     """Decode tensors one at a time, in the order of `names_and_shapes` (canonical names).
 
     `quantization` "auto" keeps a matrix as near to its file as a format can; a format's name
-    rounds every matrix to it, save that `embed` and `lm_head` get q8 instead of q4. Routers are
-    f32 in any case, and so are vectors, shape [1, K]. Raises at once ModelFileError for a tensor
+    rounds every matrix to it, save that `embed` and `lm_head` get q8 instead of 4 or 5 bits. Routers
+    are f32 in any case, and so are vectors, shape [1, K]. Raises at once ModelFileError for a tensor
     that is missing or has another shape, UnsupportedModelError for an encoding we cannot decode
     or a tensor that the model does not use; later ModelFileError for one that is not finite.
     """
@@ -145,7 +146,7 @@ def _target(name: str, info: TensorInfo, quantization: str) -> str:
         return "f32"
     if name.rpartition(".")[2] == _EXACT_PART:
         return "f32"
-    if quantization == "q4" and name in _WIDE_NAMES:
+    if quantization in _NARROW and name in _WIDE_NAMES:
         return "q8"
     if quantization != "auto":
         return quantization
