@@ -59,10 +59,11 @@ def load_weights(
     """Decode tensors one at a time, in the order of `names_and_shapes` (canonical names).
 
     `quantization` "auto" keeps a matrix as near to its file as a format can; a format's name
-    rounds every matrix to it, save that `embed` and `lm_head` get q8 instead of 4 or 5 bits. Routers
-    are f32 in any case, and so are vectors, shape [1, K]. Raises at once ModelFileError for a tensor
-    that is missing or has another shape, UnsupportedModelError for an encoding we cannot decode
-    or a tensor that the model does not use; later ModelFileError for one that is not finite.
+    rounds every matrix to it, save that `embed` and `lm_head` get q8 instead of 4 or 5 bits.
+    Routers are f32 in any case, and so are vectors, shape [1, K]. Raises at once ModelFileError
+    for a tensor that is missing or has another shape, UnsupportedModelError for an encoding we
+    cannot decode or a tensor that the model does not use; later ModelFileError for one that is not
+    finite.
     """
     if quantization not in QUANTIZATIONS:
         raise UsageError(
