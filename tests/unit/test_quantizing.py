@@ -8,7 +8,7 @@ from gguf import GGUFReader, quants
 from model_files import canonical_shapes, random_weights, write_gguf
 
 from tokenmill.cli.main import main
-from tokenmill.errors import ModelFileError, UsageError
+from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.ir.formats import quantize
 from tokenmill.models.checkpoint import open_checkpoint
 from tokenmill.models.quantizing import encode, quantize_model
@@ -74,7 +74,7 @@ def test_what_is_small_already_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"config\.json: no such file"):
+    with pytest.raises(ModelNotFoundError, match=r"has no \.safetensors and no \.gguf file"):
         quantize_model(tmp_path, tmp_path / "x.gguf", "q4")
 
 
