@@ -137,5 +137,5 @@ def frequency_factors(name: str, config: ModelConfig, scaling: Fields) -> dict[s
         return {f"rope_factors_{k}.weight": np.array(v, np.float32) for k, v in lists.items()}
     rope = _main_rope(config)
     plain = rope_frequencies(config.rotary_dim, rope.theta)
-    divisors: F32Array = plain / np.array(rope.frequencies, np.float32)
-    return {"rope_freqs.weight": divisors}
+    frequencies: F32Array = np.array(rope.frequencies, np.float32)
+    return {"rope_freqs.weight": (plain / frequencies).astype(np.float32)}
