@@ -4,10 +4,12 @@ One JSON object a line comes in on standard input, one goes out on standard outp
 
     {"op": "load", "model": path, "threads": n, "context": tokens, "slots": n, "options": {...}}
     {"op": "complete", "prompts": [[id, ...], ...], "max_tokens": n}
+    {"op": "say", "prompt": text, "max_tokens": n}
     {"op": "logits", "model": path, "threads": n, "tokens": [id, ...], "path": file}
 
-All prompts of `complete` are submitted at once. `logits` writes [len(tokens), vocab] float32 values
-to `file`. With the arguments `first-token MODEL THREADS PROMPT` it prints one token and ends.
+All prompts of `complete` are submitted at once. `say` gives greedy `text`, and `num_prompt_tokens`.
+`logits` writes [len(tokens), vocab] float32 values to `file`. With the arguments `first-token MODEL
+THREADS PROMPT` it prints one token and ends.
 """
 
 import ctypes
@@ -58,6 +60,21 @@ def complete(server: "xllamacpp.Server", prompts: list[list[int]], max_tokens: i
     failed = [answer for answer in answers if "timings" not in answer]
     assert not failed, f"the peer refused a request: {failed[0]}"
     return {"wall_s": wall_s, "timings": [answer["timings"] for answer in answers]}
+
+
+def say(server: "xllamacpp.Server", prompt: str, max_tokens: int) -> Json:
+    """Greedy text after a prompt that llama.cpp cuts into tokens itself."""
+    request = {
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "cache_prompt": False,
+    }
+    answer = server.handle_completions(request)
+    assert "choices" in answer, f"the peer refused a request: {answer}"
+    count = answer["usage"]["prompt_tokens"]
+    return {"text": answer["choices"][0]["text"], "num_prompt_tokens": count}
 
 
 class _Params(ctypes.Structure):
@@ -157,6 +174,8 @@ def serve() -> None:
                 answer: Json = {"version": xllamacpp.__version__}
             case "complete":
                 answer = complete(server, **request)
+            case "say":
+                answer = say(server, **request)
             case "logits":
                 raw = raw or RawModel(request["model"], request["threads"])
                 raw.logits(request["tokens"]).tofile(request["path"])

@@ -135,6 +135,14 @@ def yarn(writer: GGUFWriter, config: Any) -> None:
     writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
+def yarn_scaled(writer: GGUFWriter, config: Any) -> None:
+    """llama.cpp multiplies by 0.1 ln(factor) + 1 itself, so a file says what is beside that."""
+    yarn(writer, config)
+    rope = config.rope_parameters
+    terms = [0.1 * rope.get(key, 0) * np.log(rope["factor"]) + 1 for key in MSCALES]
+    writer.add_rope_scaling_attn_factors(terms[0] / terms[1] / (0.1 * np.log(rope["factor"]) + 1))
+
+
 def llama3(writer: GGUFWriter, config: Any) -> None:
     """The converter stores how far each frequency is from the unscaled one."""
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
@@ -204,6 +212,7 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 256,
 }
+MSCALES = ("mscale", "mscale_all_dim")
 LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -227,6 +236,12 @@ CASES: dict[str, Case] = {
     ),
     "qwen2, yarn": Case(
         family="Qwen2", options={"rope_parameters": YARN_ROPE}, arch=MODEL_ARCH.QWEN2, writes=yarn
+    ),
+    "llama, yarn of DeepSeek": Case(
+        family="Llama",
+        options={"rope_parameters": YARN_ROPE | {"mscale": 1.3, "mscale_all_dim": 0.6}},
+        arch=MODEL_ARCH.LLAMA,
+        writes=yarn_scaled,
     ),
     "mistral": Case(
         family="Mistral", options={"sliding_window": 37}, arch=MODEL_ARCH.LLAMA, writes=window
@@ -318,3 +333,12 @@ CASES: dict[str, Case] = {
         writes=gemma3,
     ),
 }
+
+FOLDER_CASES: dict[str, Case] = {
+    "llama, yarn, not truncated": Case(
+        family="Llama",
+        options={"rope_parameters": YARN_ROPE | {"truncate": False}},
+        arch=MODEL_ARCH.LLAMA,
+    ),
+}
+"""What GGUF files cannot say."""

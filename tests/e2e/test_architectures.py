@@ -18,7 +18,7 @@ from tests.backend.traffic import (
     shuffled_tables,
     window_tables,
 )
-from tests.e2e.architecture_files import CASES, VOCAB, make_model, write_gguf
+from tests.e2e.architecture_files import CASES, FOLDER_CASES, VOCAB, make_model, write_gguf
 from tokenmill.backends.base import CompiledModel, F32Array, I32Array, StepLimits
 from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.reference.model import ReferenceModel
@@ -55,7 +55,7 @@ def texts() -> tuple[I32Array, ...]:
 @cache
 def theirs(name: str) -> tuple[Any, list[F32Array]]:
     """A model of transformers, and its logits for every text."""
-    model = make_model(CASES[name])
+    model = make_model((CASES | FOLDER_CASES)[name])
     with torch.inference_mode():
         tensors = (torch.tensor(text[None].astype(np.int64)) for text in texts())
         return model, [model(tensor).logits[0].numpy() for tensor in tensors]
@@ -90,7 +90,7 @@ def assert_same_logits(
     model.close()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | FOLDER_CASES)
 def test_logits_from_a_folder_are_those_of_transformers(
     name: str, tmp_path: Path, objects: ObjectCache
 ) -> None:
@@ -107,6 +107,36 @@ def test_logits_from_a_gguf_file_are_those_of_transformers(
     path = write_gguf(tmp_path / "model.gguf", theirs(name)[0], CASES[name])
     graph, weights = read_model(path)
     assert_same_logits("llvm", graph, weights, objects, name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+@pytest.mark.parametrize("length", [200, 300])
+def test_longrope_beyond_the_first_context(length: int, kind: str, tmp_path: Path) -> None:
+    """transformers takes the long factors for a text of more than `length` tokens, as we do where
+    we are told that texts may be longer.
+    """
+    case = CASES["phi 4 mini"]
+    case = replace(case, options={**case.options, "original_max_position_embeddings": 250})
+    model = make_model(case)
+    text = texts()[3][:length]
+    with torch.inference_mode():
+        expected = model(torch.tensor(text[None].astype(np.int64))).logits[0].numpy()
+    model.save_pretrained(tmp_path)
+    path = tmp_path if kind == "folder" else write_gguf(tmp_path / "model.gguf", model, case)
+    config = open_checkpoint(path).config
+    assert (config.context_length, config.longest_context) == (250, 4096)
+    stretched = config.stretched_to(length)
+    assert stretched.context_length == (4096 if length > 250 else 250)
+    graph, weights = build_graph(stretched), read_model(path)[1]
+    rng = np.random.default_rng(4)
+    traffic = Traffic(
+        sequences=(text,),
+        tables=shuffled_tables(rng, LIMITS, (length,)),
+        steps=random_steps(rng, (length,), LIMITS.tokens),
+    )
+    [found] = run_traffic(ReferenceModel(graph, weights, limits=LIMITS), traffic)
+    errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert errors.max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["gemma 2", "qwen3"])

@@ -173,7 +173,7 @@ def test_no_network_and_no_model(tmp_path):
 def test_a_prompt_longer_than_the_context(smollm2, warm_home):
     flags = ("--model", str(smollm2), "--max-model-len", "64")
     done = run_command("run", "word " * 64, *flags, home=warm_home)
-    assert_refused(done, 2, "a context of 64", "shorten the prompt")
+    assert_refused(done, 2, "a context of 64", "shorten the prompt or raise max_model_len, up to")
 
 
 @pytest.mark.parametrize("length", [3, 50, 5_000, 5_000_000])

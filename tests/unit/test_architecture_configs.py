@@ -113,7 +113,6 @@ def test_experts_may_be_in_some_layers_only() -> None:
         ("Gemma2", GEMMA | {"hidden_act": "silu"}, "supported is 'gelu_pytorch_tanh'"),
         ("Gemma3", GEMMA | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Phi3", {"rope_scaling": {"type": "dynamic"}}, "type is 'dynamic', supported is"),
-        ("Olmo2", {"quantization_config": {"bits": 4}}, "quantization_config is"),
         ("SmolLM3", {"use_sliding_window": True}, "use_sliding_window is True"),
         ("Granite", {"mlp_bias": True}, "mlp_bias is True, supported is False"),
         ("Mixtral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -181,7 +180,10 @@ def test_an_unsupported_gguf_value_is_named(
 def test_divisors_of_a_gguf_file_must_fit_the_heads() -> None:
     metadata = {"general.architecture": "llama"} | gguf_metadata("llama")
     with pytest.raises(ModelFileError, match=f"rope_freqs.weight .*must hold {HEAD_DIM // 2}"):
-        config_from_gguf("m", metadata, SHAPES, np.ones(3, np.float32))
+        config_from_gguf("m", metadata, SHAPES, {"rope_freqs.weight": np.ones(3, np.float32)})
+    long = {"rope_factors_long.weight": np.ones(HEAD_DIM // 2, np.float32)}
+    with pytest.raises(ModelFileError, match=r"rope_factors_long\.weight stands without"):
+        config_from_gguf("m", metadata, SHAPES, long)
 
 
 @pytest.mark.parametrize(

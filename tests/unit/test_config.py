@@ -1,5 +1,6 @@
 """Model configs out of config.json and GGUF metadata."""
 
+from math import log
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,24 @@ def test_rope_theta_where_newer_configs_keep_it() -> None:
     assert rope_of(from_hf({"rope_theta": None, "rope_parameters": rope})).theta == 5e5
 
 
+YARN = {"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "magnitude"),
+    [
+        ({}, 0.1 * log(40) + 1),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"mscale": 0.707, "mscale_all_dim": 0.5}, (0.0707 * log(40) + 1) / (0.05 * log(40) + 1)),
+        ({"mscale": 0.707}, 0.1 * log(40) + 1),  # as transformers has it
+        ({"mscale": 1.0, "mscale_all_dim": 0.5, "attention_factor": 1.25}, 1.25),
+    ],
+)
+def test_yarn_s_magnitude(changes: dict[str, object], magnitude: float) -> None:
+    found = rope_of(from_hf({"rope_scaling": YARN | changes}))
+    assert found.magnitude == pytest.approx(magnitude)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -121,9 +140,7 @@ def test_rope_theta_where_newer_configs_keep_it() -> None:
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_type is 'dynamic', supported is 'defau"),
         ({"rope_scaling": {"type": "ntk"}}, "type is 'ntk', supported is .* or 'yarn'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7}}, "mscale is 0.7"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is"),
     ],
 )
 def test_unsupported_hf_option_is_named(changes: dict[str, object], message: str) -> None:

@@ -65,7 +65,7 @@ def make_llm(
         tokenizer=Letters(),
         chat_template=None,
         generation_defaults={},
-        config=SimpleNamespace(context_length=100),
+        config=SimpleNamespace(context_length=100, longest_context=100),
     )
     vars(loaded).update(changes)
     return LLM("fake", loaded=loaded, **(options or {}))

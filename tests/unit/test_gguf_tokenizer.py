@@ -44,11 +44,60 @@ def words(pre: str, text: str) -> list[str]:
         ("llama-bpe", ["It", "'s", " ", "123", "4", "!!\n", " ", " x"]),
         ("dbrx", ["It", "'s", " ", "123", "4", "!!\n", " ", " x"]),
         ("qwen2", ["It", "'s", " ", "1", "2", "3", "4", "!!\n", " ", " x"]),
+        ("tekken", ["It", "'s", " ", "1", "2", "3", "4", "!!\n", " ", " x"]),
+        ("gpt-4o", ["It's", " ", "123", "4", "!!\n", " ", " x"]),
         ("default", ["It", "'", "s", " ", "123", "4", "!!", "\n ", " x"]),
     ],
 )
 def test_each_pre_tokenizer_cuts_as_its_model_does(pre: str, expected: list[str]) -> None:
     assert words(pre, "It's 1234!!\n  x") == expected
+
+
+# ruff: noqa: RUF001 - the letters are meant to be of several scripts
+MIXED = "camelCaseHTTPServer's DON'T x12345 Привет МИР東京Tower e\u0301É //\n\n a/b ǅu हिन्दी٣٤\n"
+CUT_MIXED = {
+    "tekken": [
+        *("camel", "Case", "HTTPServer", "'s", " DON", "'T", " x", "1", "2", "3", "4", "5"),
+        *(" Привет", " МИР東京Tower", " e\u0301", "É", " //\n\n", " a", "/b", " ǅu", " हिन्दी"),
+        *("٣", "٤", "\n"),
+    ],
+    "gpt-4o": [
+        *("camel", "Case", "HTTPServer's", " DON'T", " x", "123", "45"),
+        *(" Привет", " МИР東京Tower", " e\u0301", "É", " //\n\n", " a", "/b", " ǅu", " हिन्दी"),
+        *("٣٤", "\n"),
+    ],
+}
+CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
+CASED += r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s|\p{N}%s|"
+CASED += r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CONTRACTED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+PUBLISHED = {  # in Mistral's tekken.json and OpenAI's o200k_base
+    "tekken": CASED % ("", "", ""),
+    "gpt-4o": CASED % (CONTRACTED, CONTRACTED, "{1,3}"),
+}
+
+
+@pytest.mark.parametrize("pre", CUT_MIXED)
+def test_words_end_where_capitals_follow_small_letters(pre: str) -> None:
+    assert words(pre, MIXED) == CUT_MIXED[pre]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(list(PUBLISHED)),
+    # Scripts of which all versions of Unicode say the same.
+    st.text(st.characters(max_codepoint=0x24F)) | st.text(st.sampled_from(MIXED)),
+)
+def test_cased_words_are_those_of_the_published_patterns(pre: str, text: str) -> None:
+    regex = pytest.importorskip("regex")
+    assert words(pre, text) == regex.findall(PUBLISHED[pre], text)
+
+
+def test_tekken_takes_tokens_whole_and_begins_a_sequence() -> None:
+    row = PRE_TOKENIZERS["tekken"]
+    assert (row.ignore_merges, row.add_bos) == (True, True)
+    other = PRE_TOKENIZERS["gpt-4o"]
+    assert (other.ignore_merges, other.add_bos) == (False, False)
 
 
 @settings(deadline=None)
@@ -164,7 +213,7 @@ class TestSentencePiece:
     [
         ({"model": "rwkv"}, "tokenizer model 'rwkv'"),
         ({"model": None}, "tokenizer model None"),
-        ({"pre": "tekken"}, "pre-tokenizer 'tekken' .* supported are dbrx, default, .*smollm"),
+        ({"pre": "viking"}, "pre-tokenizer 'viking' .* supported are dbrx, .*smollm.* tekken"),
     ],
 )
 def test_what_we_do_not_have_is_named(changes: dict[str, Any], message: str) -> None:

@@ -8,10 +8,10 @@ from gguf import GGUFReader, quants
 from model_files import canonical_shapes, random_weights, write_gguf
 
 from tokenmill.cli.main import main
-from tokenmill.errors import UnsupportedModelError, UsageError
+from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.ir.formats import quantize
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.quantizing import encode, quantize_gguf
+from tokenmill.models.quantizing import encode, quantize_model
 from tokenmill.models.weights import load_weights
 
 
@@ -32,7 +32,7 @@ def test_a_file_keeps_all_but_its_matrices(tmp_path: Path, format_name: str, mos
     weights = random_weights()
     source = write_gguf(tmp_path / "model.gguf", weights)
     target = tmp_path / "small.gguf"
-    made = quantize_gguf(source, target, format_name)
+    made = quantize_model(source, target, format_name)
     assert 0 < made.relative_error < most
     assert made.target_bytes < made.source_bytes / 2
     old, new = GGUFReader(source), GGUFReader(target)
@@ -49,7 +49,7 @@ def test_a_file_keeps_all_but_its_matrices(tmp_path: Path, format_name: str, mos
 
 def test_we_read_exactly_what_we_wrote(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "model.gguf", random_weights())
-    quantize_gguf(source, tmp_path / "small.gguf", "q4")
+    quantize_model(source, tmp_path / "small.gguf", "q4")
     shapes = canonical_shapes()
     rounded = load_weights(open_checkpoint(source), shapes, "q4")
     kept = load_weights(open_checkpoint(tmp_path / "small.gguf"), shapes)
@@ -61,21 +61,21 @@ def test_we_read_exactly_what_we_wrote(tmp_path: Path) -> None:
 def test_a_file_that_exists_is_not_touched(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "model.gguf", random_weights())
     with pytest.raises(UsageError, match="exists already"):
-        quantize_gguf(source, source, "q4")
+        quantize_model(source, source, "q4")
     with pytest.raises(UsageError, match="is no folder"):
-        quantize_gguf(source, tmp_path / "none" / "x.gguf", "q4")
+        quantize_model(source, tmp_path / "none" / "x.gguf", "q4")
 
 
 def test_what_is_small_already_is_not_written_again(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "model.gguf", random_weights())
-    quantize_gguf(source, tmp_path / "small.gguf", "q4")
+    quantize_model(source, tmp_path / "small.gguf", "q4")
     with pytest.raises(UsageError, match="no matrix would become smaller as q8"):
-        quantize_gguf(tmp_path / "small.gguf", tmp_path / "again.gguf", "q8")
+        quantize_model(tmp_path / "small.gguf", tmp_path / "again.gguf", "q8")
 
 
-def test_a_folder_of_safetensors_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="only a GGUF file"):
-        quantize_gguf(tmp_path, tmp_path / "x.gguf", "q4")
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"has no \.safetensors and no \.gguf file"):
+        quantize_model(tmp_path, tmp_path / "x.gguf", "q4")
 
 
 def test_the_command_prints_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

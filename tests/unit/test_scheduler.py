@@ -225,6 +225,30 @@ def test_penalties_see_every_token_before() -> None:
     assert [each.output for each in (*penalised, plain)] == wanted
 
 
+@pytest.mark.parametrize(
+    ("max_model_len", "longest", "message"),
+    [
+        (64, 100, "leaves room for 63: shorten the prompt or raise max_model_len, up to 100$"),
+        (64, 64, "leaves room for 63: shorten the prompt: the model was made for no more$"),
+        (256, 256, "leaves room for 127: shorten the prompt or raise kv_cache_memory_bytes$"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_told_what_helps(
+    max_model_len: int, longest: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_sequence(
+            "the prompt",
+            [1] * 200,
+            SamplingParams(),
+            seed=0,
+            eos_ids=(),
+            limits=make_limits(blocks_per_sequence=8),
+            max_model_len=max_model_len,
+            longest_model_len=longest,
+        )
+
+
 def test_a_prompt_that_can_never_fit_is_refused() -> None:
     sequence(128 - 1)
     with pytest.raises(UsageError, match="the prompt has 128 tokens, but a context of 128"):

@@ -12,6 +12,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from model_files import canonical_shapes, random_weights, write_gguf, write_hf_folder
 
+from tokenmill.config import QUANTIZATIONS
 from tokenmill.errors import (
     ModelFileError,
     ModelNotFoundError,
@@ -204,13 +205,13 @@ def test_quantised_rows_are_put_in_order_unchanged(tmp_path: Path) -> None:
         assert (loaded[name].source_encoding, loaded[name].relative_error) == ("Q4_0", 0.0)
 
 
-@pytest.mark.parametrize("quantization", ["auto", "q4", "q8", "bf16", "f32"])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_quantization_applies_to_matrices_and_spares_the_head(
     quantization: str, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(write_hf_folder(tmp_path, random_weights()))
     matrix = "bf16" if quantization == "auto" else quantization
-    head = "q8" if quantization == "q4" else matrix
+    head = "q8" if quantization in ("q4", "q4_0", "q4_k", "q5_k") else matrix
     for name, loaded in load(checkpoint, quantization).items():
         is_vector = len(checkpoint.tensors[name].shape) == 1
         expected = "f32" if is_vector else head if name in ("embed", "lm_head") else matrix

@@ -1,4 +1,4 @@
-"""`tokenmill quantize`: write a model's GGUF file anew, its matrices in 8 or 4 bits."""
+"""`tokenmill quantize`: write a model as a GGUF file, its matrices in 8 or 4 bits."""
 
 import sys
 from argparse import ArgumentParser
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tokenmill.cli.progress import make_progress
 from tokenmill.models.home import format_bytes
-from tokenmill.models.quantizing import ENCODINGS, quantize_gguf
+from tokenmill.models.quantizing import ENCODINGS, quantize_model
 from tokenmill.models.sources import fetch
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", help="a model that is a GGUF file: its alias, source or path")
+    parser.add_argument("model", help="a model: alias, source, GGUF file or folder of safetensors")
     parser.add_argument("output", type=Path, help="the file to write, e.g. model-q4.gguf")
     parser.add_argument(
         "--format",
@@ -25,8 +25,7 @@ def quantize(*, model: str, output: Path, format: str) -> None:
     """Quantise a file; print where the new one lies."""
     progress = make_progress()
     source = fetch(model, progress=progress).path
-    files = sorted(source.glob("*.gguf")) if source.is_dir() else []
-    made = quantize_gguf(files[0] if len(files) == 1 else source, output, format, progress)
+    made = quantize_model(source, output, format, progress)
     print(
         f"{made.num_rounded} matrices became {format}: relative error up to "
         f"{made.relative_error:.2%}; {format_bytes(made.source_bytes)} became "

@@ -19,10 +19,17 @@ if TYPE_CHECKING:
 class Intake:
     """Makes requests for one model."""
 
-    def __init__(self, tokenizer: "Tokenizer", limits: StepLimits, max_model_len: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        limits: StepLimits,
+        max_model_len: int,
+        longest_model_len: int,
+    ) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
         self._max_model_len = max_model_len
+        self._longest_model_len = longest_model_len
         self._numbers = itertools.count()
 
     def make_request(
@@ -48,6 +55,7 @@ class Intake:
             eos_ids=self._tokenizer.eos_ids,
             limits=self._limits,
             max_model_len=self._max_model_len,
+            longest_model_len=self._longest_model_len,
             bad_words=bad_word_ids(params.bad_words, self._encode_plain),
             priority=priority,
             cache_salt=cache_salt,

@@ -94,7 +94,15 @@ class LLM:
             self.loaded.config.context_length,
             limits.blocks_per_sequence * BLOCK_SIZE,
         )
-        self._intake = Intake(self.loaded.tokenizer, limits, self.max_model_len)
+        self._intake = Intake(
+            self.loaded.tokenizer,
+            limits,
+            max_model_len=min(
+                max_model_len or self.loaded.config.context_length,
+                self.loaded.config.context_length,
+            ),
+            longest_model_len=self.loaded.config.longest_context,
+        )
         self.engine = Engine(
             self.loaded.compiled,
             has_prefix_cache=enable_prefix_caching,

@@ -141,6 +141,7 @@ def make_sequence(
     eos_ids: SequenceOf[int],
     limits: StepLimits,
     max_model_len: int,
+    longest_model_len: int | None = None,
     bad_words: SequenceOf[SequenceOf[int]] = (),
     priority: int = 0,
     cache_salt: str = "",
@@ -148,11 +149,16 @@ def make_sequence(
 ) -> Sequence:
     """A sequence that the engine can serve, alone at the least; `bad_words` are token ids.
 
+    `longest_model_len` is what max_model_len could be at most; None: what it is.
+
     Raises UsageError or CapacityError, which begin with `name` or with a field of `params`, where
     it could never run.
     """
     # The length first: a prompt that is far too long costs nothing more.
-    length_limit = _length_limit(name, len(prompt), params.max_tokens, limits, max_model_len)
+    longest = longest_model_len or max_model_len
+    length_limit = _length_limit(
+        name, len(prompt), params.max_tokens, limits, max_model_len, longest
+    )
     _check_prompt(name, prompt, limits.vocab_size)
     _check_params(params, limits)
     end_ids = () if params.ignore_eos else eos_ids
@@ -224,14 +230,28 @@ def _context(limits: StepLimits, max_model_len: int) -> int:
     return min(max_model_len, limits.blocks_per_sequence * BLOCK_SIZE)
 
 
+def _way_out(limits: StepLimits, max_model_len: int, longest_model_len: int) -> str:
+    """What else than a shorter prompt would help."""
+    if limits.blocks_per_sequence * BLOCK_SIZE < max_model_len:
+        return " or raise kv_cache_memory_bytes"
+    if max_model_len < longest_model_len:
+        return f" or raise max_model_len, up to {longest_model_len}"
+    return ": the model was made for no more"
+
+
 def _length_limit(
-    name: str, prompt_len: int, max_tokens: int | None, limits: StepLimits, max_model_len: int
+    name: str,
+    prompt_len: int,
+    max_tokens: int | None,
+    limits: StepLimits,
+    max_model_len: int,
+    longest_model_len: int,
 ) -> int:
     context = _context(limits, max_model_len)
     if prompt_len + 1 > context:
         raise UsageError(
             f"{name} has {prompt_len} tokens, but a context of {context} leaves room for "
-            f"{context - 1}: shorten the prompt or raise max_model_len"
+            f"{context - 1}: shorten the prompt{_way_out(limits, max_model_len, longest_model_len)}"
         )
     pool = limits.blocks * BLOCK_SIZE
     if prompt_len + 1 > pool:

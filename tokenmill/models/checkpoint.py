@@ -25,17 +25,18 @@ from tokenmill.models.config import ModelConfig
 from tokenmill.models.gguf import MetadataValue, read_gguf, split_paths
 from tokenmill.models.mapped import (
     EncodedTensor,
+    FileTensor,
     MappedTensor,
     Tensor,
     TensorInfo,
 )
+from tokenmill.models.quantized import OLD_FILES, unpack_quantized
 from tokenmill.models.read_config import ROPE_DIVISORS, config_from_gguf, config_from_hf
 from tokenmill.models.rearrange import IndexArray, cut_apart, shifted, stack_experts, turned_halves
 from tokenmill.models.registry import ARCHITECTURES
 from tokenmill.models.safetensors import read_json, read_safetensors, safetensors_paths
 
 _HF, _GGUF = 0, 1  # columns of the tables of names
-_GGUF_IGNORED = ("rope_factors_long.weight",)
 
 
 class Checkpoint(Protocol):
@@ -103,12 +104,12 @@ class FileCheckpoint:
         return fingerprint_model(self.path)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> FileCheckpoint:
     """Open a `.gguf` file, or a folder with safetensors and config.json or with one GGUF file.
 
     Reads headers only. Raises ModelNotFoundError, ModelFileError or UnsupportedModelError.
     """
-    path = _model_path(path)
+    path = model_path(path)
     return _open_folder(path) if path.is_dir() else _open_gguf(path)
 
 
@@ -117,15 +118,16 @@ def fingerprint_model(path: Path) -> str:
 
     Made of each file's name, size, time of change and first and last MiB; parses no header.
     """
-    path = _model_path(path)
+    path = model_path(path)
     if not path.is_dir():
         return _fingerprint(split_paths(path))
-    configs = [path / name for name in ("config.json", "generation_config.json")]
+    names = ("config.json", "generation_config.json", *OLD_FILES)
+    configs = [path / name for name in names]
     return _fingerprint([p for p in configs if p.is_file()] + safetensors_paths(path))
 
 
-def _model_path(path: Path) -> Path:
-    """A GGUF file, or a folder of safetensors."""
+def model_path(path: Path) -> Path:
+    """The GGUF file that a path means, or the folder of safetensors that it is."""
     if path.is_dir():
         return path if any(path.glob("*.safetensors*")) else _gguf_in(path)
     if not path.exists():
@@ -149,39 +151,44 @@ def _gguf_in(folder: Path) -> Path:
 
 def _open_gguf(path: Path) -> FileCheckpoint:
     file = read_gguf(path)
-    tensors = {n: t for n, t in file.tensors.items() if n not in (*ROPE_DIVISORS, *_GGUF_IGNORED)}
+    tensors = {n: t for n, t in file.tensors.items() if n not in ROPE_DIVISORS}
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
-    divisors = [_read_floats(path, n, t) for n, t in file.tensors.items() if n in ROPE_DIVISORS]
-    config = config_from_gguf(str(path), file.metadata, shapes, *divisors[:1])
+    divisors = {
+        name: _read_floats(path, name, file.tensors[name])
+        for name in ROPE_DIVISORS
+        if name in file.tensors
+    }
+    config = config_from_gguf(str(path), file.metadata, shapes, divisors)
     return _checkpoint(path, config, tensors, _GGUF, file.metadata)
 
 
 def _open_folder(folder: Path) -> FileCheckpoint:
     tensors = read_safetensors(folder)
+    content = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     config = config_from_hf(
         str(folder),
         folder.resolve().name,
-        read_json(folder / "config.json"),
+        content,
         read_json(generation) if generation.is_file() else {},
     )
-    return _checkpoint(folder, config, tensors, _HF, None)
+    unpacked = unpack_quantized(folder, content, tensors)
+    return _checkpoint(folder, config, unpacked, _HF, None)
 
 
 def _checkpoint(
     path: Path,
     config: ModelConfig,
-    tensors: Mapping[str, MappedTensor],
+    tensors: Mapping[str, FileTensor],
     column: int,
     metadata: Mapping[str, MetadataValue] | None,
 ) -> FileCheckpoint:
     architecture = ARCHITECTURES[config.architecture]
-    whole = _canonical(tensors, architecture, column)
+    whole = _without_empty_biases(_canonical(tensors, architecture, column), config)
     mapped = stack_experts(str(path), cut_apart(str(path), whole, config), config)
-    heads = np.arange(config.head_dim)
-    if column == _GGUF and architecture.is_interleaved:
-        heads = heads.reshape(-1, 2).T.reshape(-1)
-    heads = heads[turned_halves(config)]
+    heads = turned_halves(config)
+    if column == _GGUF:
+        heads = gguf_head_order(config, architecture.is_interleaved)
     is_in_order = bool((np.diff(heads) == 1).all())
     return FileCheckpoint(
         path=path,
@@ -194,9 +201,17 @@ def _checkpoint(
     )
 
 
+def gguf_head_order(config: ModelConfig, is_interleaved: bool) -> IndexArray:
+    """For each dimension of a head, in our order, the row in which GGUF files have it."""
+    rows = np.arange(config.head_dim)
+    if is_interleaved:
+        rows = rows.reshape(-1, 2).T.reshape(-1)
+    return rows[turned_halves(config)]
+
+
 def _canonical(
-    tensors: Mapping[str, MappedTensor], architecture: Architecture, column: int
-) -> dict[str, MappedTensor]:
+    tensors: Mapping[str, FileTensor], architecture: Architecture, column: int
+) -> dict[str, FileTensor]:
     """The same tensors under our names."""
     layer_prefix = (HF_LAYER_PREFIX, GGUF_LAYER_PREFIX)[column]
     layer_names = {**LAYER_NAMES, **architecture.layer_names}
@@ -210,6 +225,20 @@ def _canonical(
         return own.get(name, name)
 
     return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def _without_empty_biases(
+    tensors: Mapping[str, FileTensor], config: ModelConfig
+) -> dict[str, FileTensor]:
+    """Without the biases of zeros that AutoGPTQ gives to linears which have none."""
+
+    def is_empty(name: str, tensor: FileTensor) -> bool:
+        part = name.rpartition(".")[2]
+        is_known = part.endswith("_bias") and config.has_attention_bias
+        is_bias = part == "bias" or part in ("q_bias", "k_bias", "v_bias")
+        return is_bias and not is_known and not tensor.read(name).data.any()
+
+    return {name: tensor for name, tensor in tensors.items() if not is_empty(name, tensor)}
 
 
 def _read_floats(path: Path, name: str, tensor: MappedTensor) -> F32Array:

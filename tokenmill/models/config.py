@@ -1,6 +1,6 @@
 """What an architecture needs to know of a model, whatever kind of file it was read from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenmill.ir.graph import Attr
 
@@ -13,6 +13,7 @@ class Rope:
     frequencies: tuple[float, ...] = ()
     magnitude: float = 1.0  # what cosines and sines are multiplied by
     num_positions: int = 0  # for how many it holds; 0: any number
+    beyond: "Rope | None" = None  # what takes its place where texts may be longer
 
     @property
     def attrs(self) -> dict[str, Attr]:
@@ -61,6 +62,7 @@ class ModelConfig:
     intermediate_size: int
     norm_eps: float
     context_length: int
+    long_context_length: int = 0  # with the ropes for longer texts; 0: there are none
     is_tied: bool  # the LM head is the embedding
     has_attention_bias: bool = False  # on q, k and v
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
@@ -72,6 +74,29 @@ class ModelConfig:
     experts: Experts | None = None
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens of the longest text that the model can be loaded for."""
+        return max(self.context_length, self.long_context_length)
+
+    def stretched_to(self, length: int) -> "ModelConfig":
+        """The config for texts of so many tokens, where that takes the ropes for longer ones.
+
+        One cache cannot hold keys turned in two ways, so texts of any length get these ropes then.
+        """
+        if not self.context_length < length <= self.long_context_length:
+            return self
+        layers = (
+            replace(kind, rope=kind.rope.beyond) if kind.rope and kind.rope.beyond else kind
+            for kind in self.layers
+        )
+        return replace(
+            self,
+            layers=tuple(layers),
+            context_length=self.long_context_length,
+            long_context_length=0,
+        )
 
     @property
     def num_layers(self) -> int:

@@ -62,10 +62,14 @@ def load_model(
     local = fetch(options.model, progress=progress, offline=options.offline)
     checkpoint = open_checkpoint(local.path)
     tokenizer = _load_tokenizer(checkpoint, progress)
-    compiled = _compile(checkpoint, tokenizer, options, progress, target)
+    longest = options.max_model_len or 0
+    if target is not None:
+        longest = target.blocks_per_sequence * BLOCK_SIZE
+    config = checkpoint.config.stretched_to(longest)
+    compiled = _compile(checkpoint, config, tokenizer, options, progress, target)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
-        config=checkpoint.config,
+        config=config,
         tokenizer=tokenizer,
         chat_template=template,
         compiled=compiled,
@@ -92,13 +96,14 @@ def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
 
 def _compile(
     checkpoint: Checkpoint,
+    config: ModelConfig,
     tokenizer: Tokenizer,
     options: EngineConfig,
     progress: Progress,
     target_limits: StepLimits | None,
 ) -> CompiledModel:
     started_ns, kept_bytes = time.time_ns(), cache_limit_bytes()
-    graph = build_graph(checkpoint.config)
+    graph = build_graph(config)
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
     formats = target_formats(checkpoint, shapes, options.quantization)
     cache = options.kv_cache
@@ -115,9 +120,7 @@ def _compile(
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
     _make_room(kept_bytes, started_ns, progress)
-    limits = _limits(
-        checkpoint.config, tokenizer, program.program, options, target_limits, progress
-    )
+    limits = _limits(config, tokenizer, program.program, options, target_limits, progress)
     threads = _num_threads(options, progress)
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
 
@@ -143,7 +146,12 @@ def _packed_weights(
     """The weights as the program wants them: from an earlier start, or packed now."""
     store = ObjectCache(packed_dir())
     identity = (checkpoint.fingerprint(), options.quantization, packed.layout())
-    key = cache_key("weights", *identity, code_fingerprint("models"), row=program.options.row)
+    key = cache_key(
+        "weights",
+        *identity,
+        code_fingerprint("models", "models/quantized"),
+        row=program.options.row,
+    )
     arena = Arena(packed.size_bytes)
     whole = arena.buffer(0, packed.size_bytes)
     report = _RoundingReport.read(store.get(f"{key}-rounding"))
@@ -211,7 +219,7 @@ def _limits(
         length = min(config.context_length, target.blocks_per_sequence * BLOCK_SIZE)
     if length > config.context_length:
         raise UsageError(
-            f"max_model_len is {length}, but the model was made for {config.context_length} "
+            f"max_model_len is {length}, but the model was made for {config.longest_context} "
             "tokens: give at most that, or leave it out"
         )
     per_sequence = -(-length // BLOCK_SIZE)

@@ -1,7 +1,8 @@
 """Tensors that lie in mapped files: what a file says of them, and their bytes."""
 
 import mmap
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -58,10 +59,37 @@ class MappedTensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class UnpackedTensor:
+    """A matrix that is made of several tensors of a file, each time that it is read.
+
+    `unpack` gives the bytes of all rows; the tensor is those of them that start at `first_row`.
+    """
+
+    info: TensorInfo
+    unpack: Callable[[], U8Array]
+    first_row: int = 0
+
+    def read(self, name: str) -> EncodedTensor:
+        """The tensor under a name; its data is a copy."""
+        rows = slice(self.first_row, self.first_row + self.info.shape[0])
+        return EncodedTensor(name=name, info=self.info, data=self.unpack()[rows])
+
+    def rows(self, start: int, stop: int) -> "UnpackedTensor":
+        """Some rows of the matrix, as a tensor of their own."""
+        n, k = self.info.shape
+        size_bytes = self.info.size_bytes * (stop - start) // n
+        info = replace(self.info, shape=(stop - start, k), size_bytes=size_bytes)
+        return replace(self, info=info, first_row=self.first_row + start)
+
+
+FileTensor = MappedTensor | UnpackedTensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StackedTensor:
     """Matrices of one size and encoding, one below the other, as a single one."""
 
-    parts: tuple[MappedTensor, ...]
+    parts: tuple[FileTensor, ...]
 
     @property
     def info(self) -> TensorInfo:
@@ -78,7 +106,7 @@ class StackedTensor:
         return EncodedTensor(name=name, info=self.info, data=data)
 
 
-Tensor = MappedTensor | StackedTensor
+Tensor = FileTensor | StackedTensor
 
 
 def map_file(path: Path) -> mmap.mmap:

@@ -1,7 +1,7 @@
 """Phi-3 and Phi-4 (Abdin et al. 2024): Llama whose files keep q, k, v and gate, up in one tensor.
 
-Of LongRoPE's two lists of factors the short one is used, so the context is the one that the model
-was first trained with.
+Of LongRoPE's two lists of factors the short one is used, and the context is the one that the model
+was first trained with, unless max_model_len asks for more.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tokenmill.models import llama
 from tokenmill.models.architecture import Architecture, refuse_hf_layer_types, windowed
-from tokenmill.models.config import ModelConfig
+from tokenmill.models.config import ModelConfig, Rope
 from tokenmill.models.fields import Fields
 
 
@@ -27,17 +27,19 @@ def from_hf(fields: Fields, config: ModelConfig) -> ModelConfig:
 
 
 def from_gguf(fields: Fields, config: ModelConfig) -> ModelConfig:
-    """A file with short factors lists long ones too, for texts beyond the first context."""
-    key = "phi3.rope.scaling.original_context_length"
-    length = fields.integer(key, most=2**30, default=config.context_length)
     grown = fields.number("phi3.rope.scaling.attn_factor", most=1e3, default=1.0)
     layers = tuple(
-        kind if kind.rope is None else replace(kind, rope=replace(kind.rope, magnitude=grown))
+        kind if kind.rope is None else replace(kind, rope=_grown(kind.rope, grown))
         for kind in config.layers
     )
-    config = replace(config, context_length=min(length, config.context_length), layers=layers)
+    config = replace(config, layers=layers)
     key = "phi3.attention.sliding_window"
     return windowed(config, fields.integer(key, most=2**30, least=0, default=0))
+
+
+def _grown(rope: Rope, magnitude: float) -> Rope:
+    beyond = _grown(rope.beyond, magnitude) if rope.beyond else None
+    return replace(rope, magnitude=magnitude, beyond=beyond)
 
 
 ARCHITECTURE = Architecture(

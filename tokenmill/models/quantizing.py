@@ -1,22 +1,26 @@
-"""A GGUF file with its matrices rounded to 8 or 4 bits, for us and for llama.cpp alike.
+"""A model as a GGUF file with its matrices rounded to 8 or 4 bits, for us and for llama.cpp alike.
 
 `q8` becomes ggml's Q8_0 and `q4` its Q4_1, which hold these formats to the bit. Scales are those of
 `ir/rounding.py`, which looks for the least squared error of each group and needs no calibration.
+The source is another GGUF file, or a folder of safetensors (gguf_export.py).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
+from tokenmill.errors import ModelFileError, UsageError
 from tokenmill.ir.formats import GROUP, Weight
+from tokenmill.models.checkpoint import FileCheckpoint, model_path, open_checkpoint
 from tokenmill.models.encodings import FLOAT_ENCODINGS, QUANT_ENCODINGS, REQUANTIZED_ENCODINGS
-from tokenmill.models.gguf import GgufFile, read_gguf
+from tokenmill.models.gguf import read_gguf
+from tokenmill.models.gguf_export import Export, ExportedTensor, export
 from tokenmill.models.home import require_space, storage_errors, sync_dir
-from tokenmill.models.mapped import TensorInfo, U8Array
+from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.weights import decode
 
@@ -39,31 +43,62 @@ class Quantized:
     relative_error: float
 
 
-def quantize_gguf(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tensor:
+    """A tensor to be written; `format` that it is brought to, None: it stays as it is."""
+
+    name: str
+    info: TensorInfo
+    shape: tuple[int, ...]  # as files have it
+    format: str | None
+    read: Callable[[], EncodedTensor]
+
+    @property
+    def encoding(self) -> str:
+        return ENCODINGS.get(self.format or "", "F32" if self.format else self.info.encoding)
+
+    @property
+    def size_bytes(self) -> int:
+        """In the new file."""
+        if self.format is None:
+            return self.info.size_bytes
+        count = int(np.prod(self.info.shape))
+        return 4 * count if self.format == "f32" else count // GROUP * _BLOCK_BYTES[self.format]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Source:
+    """What shall be written; `add_metadata` gives a GGUFWriter all but what encodings there are."""
+
+    path: Path
+    architecture: str
+    tensors: list[_Tensor]
+    add_metadata: Callable[[object], None]
+
+
+def quantize_model(
     source: Path, target: Path, format_name: str, progress: Progress | None = None
 ) -> Quantized:
     """Write `target`, which must not exist yet; nobody ever sees a part of it.
 
-    A matrix that would not become smaller stays as it is. Raises UsageError for a target that
-    exists or a source that has nothing to gain, UnsupportedModelError for one that is no GGUF
-    file, ModelFileError for a damaged one.
+    `source` is a GGUF file, of which a matrix that would not become smaller stays as it is, or a
+    folder of safetensors. Raises UsageError for a target that exists or a source that has nothing
+    to gain, UnsupportedModelError for a folder that no GGUF file can tell of, ModelFileError for
+    damaged files.
     """
-    if source.suffix != ".gguf":
-        raise UnsupportedModelError(f"{source}: only a GGUF file can be quantised to another one")
     if target.exists():
         raise UsageError(f"{target} exists already: remove it, or choose another name")
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is no folder: make it first")
-    file = read_gguf(source)
-    formats = {name: _format_of(name, t.info, format_name) for name, t in file.tensors.items()}
-    if not any(formats.values()):
+    opened = _open(source, format_name)
+    if not any(tensor.format in ENCODINGS for tensor in opened.tensors):
         raise UsageError(f"{source}: no matrix would become smaller as {format_name}")
-    sizes = {n: _size(t.info, formats[n]) for n, t in file.tensors.items()}
-    require_space(target.parent, sum(sizes.values()))
+    target_bytes = sum(tensor.size_bytes for tensor in opened.tensors)
+    require_space(target.parent, target_bytes)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with storage_errors(target):
         try:
-            errors = _write(file, temporary, formats, sizes, format_name, progress)
+            errors = _write(opened, temporary, format_name, progress)
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
             temporary.replace(target)
@@ -71,10 +106,36 @@ def quantize_gguf(
         finally:
             temporary.unlink(missing_ok=True)
     return Quantized(
-        source_bytes=sum(t.info.size_bytes for t in file.tensors.values()),
-        target_bytes=sum(sizes.values()),
+        source_bytes=sum(tensor.info.size_bytes for tensor in opened.tensors),
+        target_bytes=target_bytes,
         num_rounded=len(errors),
         relative_error=max(errors, default=0.0),
+    )
+
+
+def _open(source: Path, format_name: str) -> _Source:
+    path = model_path(source)
+    if path.is_dir():
+        return _open_folder(open_checkpoint(path), format_name)
+    return _open_gguf(path, format_name)
+
+
+def _open_gguf(path: Path, format_name: str) -> _Source:
+    file = read_gguf(path)
+    return _Source(
+        path=path,
+        architecture=str(file.metadata["general.architecture"]),
+        tensors=[
+            _Tensor(
+                name=name,
+                info=tensor.info,
+                shape=tensor.info.shape,
+                format=_format_of(name, tensor.info, format_name),
+                read=partial(tensor.read, name),
+            )
+            for name, tensor in file.tensors.items()
+        ],
+        add_metadata=partial(_copy_metadata, path),
     )
 
 
@@ -88,43 +149,55 @@ def _format_of(name: str, info: TensorInfo, wanted: str) -> str | None:
     return chosen if n * k // GROUP * _BLOCK_BYTES[chosen] < info.size_bytes else None
 
 
-def _size(info: TensorInfo, format_name: str | None) -> int:
-    if format_name is None:
-        return info.size_bytes
-    n, k = info.shape
-    return n * k // GROUP * _BLOCK_BYTES[format_name]
+def _open_folder(checkpoint: FileCheckpoint, format_name: str) -> _Source:
+    exported = export(checkpoint)
+    return _Source(
+        path=checkpoint.path,
+        architecture=exported.architecture,
+        tensors=[
+            _Tensor(
+                name=tensor.name,
+                info=tensor.info,
+                shape=tensor.shape,
+                format=_format_of_exported(tensor, format_name),
+                read=partial(exported.read, tensor),
+            )
+            for tensor in exported.tensors
+        ],
+        add_metadata=partial(_add_metadata, exported),
+    )
 
 
-def _write(
-    file: GgufFile,
-    path: Path,
-    formats: dict[str, str | None],
-    sizes: dict[str, int],
-    format_name: str,
-    progress: Progress | None,
-) -> list[float]:
+def _format_of_exported(tensor: ExportedTensor, wanted: str) -> str | None:
+    """The same of a folder's tensor, which may be encoded as no GGUF file has it."""
+    if not tensor.is_exact and tensor.info.shape[-1] % GROUP == 0:
+        return "q8" if tensor.name in _WIDE else wanted
+    is_kept = tensor.info.encoding in FLOAT_ENCODINGS and not tensor.is_exact
+    return None if is_kept or tensor.info.encoding == "F32" else "f32"
+
+
+def _write(source: _Source, path: Path, format_name: str, progress: Progress | None) -> list[float]:
     """Write header and tensors; the errors of those that were rounded."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    writer = GGUFWriter(path, str(file.metadata["general.architecture"]))
-    _copy_metadata(file.path, writer)
+    writer = GGUFWriter(path, source.architecture)
+    source.add_metadata(writer)
     writer.add_file_type(_FILE_TYPES[format_name])
     writer.add_quantization_version(2)
-    for name, tensor in file.tensors.items():
-        chosen = formats[name]
-        encoding = GGMLQuantizationType[ENCODINGS[chosen] if chosen else tensor.info.encoding]
+    for tensor in source.tensors:
         dtype = np.dtype(np.float32)  # so that the shape is taken as it is
-        writer.add_tensor_info(name, tensor.info.shape, dtype, sizes[name], encoding)
+        encoding = GGMLQuantizationType[tensor.encoding]
+        writer.add_tensor_info(tensor.name, tensor.shape, dtype, tensor.size_bytes, encoding)
     errors = []
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        total = sum(t.info.size_bytes for t in file.tensors.values())
+        total = sum(tensor.info.size_bytes for tensor in source.tensors)
         with (progress or SilentProgress()).task("quantising", total) as task:
-            for name, data, error in _encoded(file, formats):
+            for tensor, data, error in _encoded(source):
                 writer.write_tensor_data(data)
-                task.advance(file.tensors[name].info.size_bytes)
+                task.advance(tensor.info.size_bytes)
                 if error is not None:
                     errors.append(error)
     finally:
@@ -132,20 +205,21 @@ def _write(
     return errors
 
 
-def _encoded(
-    file: GgufFile, formats: dict[str, str | None]
-) -> Iterator[tuple[str, U8Array, float | None]]:
+def _encoded(source: _Source) -> Iterator[tuple[_Tensor, U8Array, float | None]]:
     """Each tensor's bytes, and the error of rounding it."""
-    for name, tensor in file.tensors.items():
-        chosen, read = formats[name], tensor.read(name)
-        if chosen is None:
-            yield name, read.data, None
-            continue
+    for tensor in source.tensors:
         try:
-            weight, error = decode(read, chosen)
+            read = tensor.read()
+            if tensor.format is None:
+                yield tensor, read.data, None
+                continue
+            weight, error = decode(read, tensor.format)
         except ModelFileError as problem:
-            raise ModelFileError(f"{file.path}: {problem}") from None
-        yield name, encode(weight), error
+            raise ModelFileError(f"{source.path}: {problem}") from None
+        if tensor.format == "f32":
+            yield tensor, weight.quants.view(np.uint8), None
+        else:
+            yield tensor, encode(weight), error
 
 
 def encode(weight: Weight) -> U8Array:
@@ -159,6 +233,17 @@ def encode(weight: Weight) -> U8Array:
         low, high = quants[..., : GROUP // 2], quants[..., GROUP // 2 :]
         quants = low | np.left_shift(high, 4, dtype=np.uint8)
     return np.concatenate([*heads, quants], axis=2).reshape(n, -1)
+
+
+def _add_metadata(exported: Export, writer: object) -> None:
+    from gguf import GGUFValueType, GGUFWriter
+
+    assert isinstance(writer, GGUFWriter)
+    for name, (kind, value) in exported.metadata.items():
+        inner = GGUFValueType[kind.strip("[]")] if kind.startswith("[") else None
+        outer = GGUFValueType.ARRAY if inner is not None else GGUFValueType[kind]
+        if value != []:
+            writer.add_key_value(name, value, outer, sub_type=inner)
 
 
 def _copy_metadata(path: Path, writer: object) -> None:

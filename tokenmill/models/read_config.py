@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from tokenmill.errors import ModelFileError
 from tokenmill.ir.order import F32Array
-from tokenmill.models.config import LayerKind, ModelConfig
+from tokenmill.models.config import LayerKind, ModelConfig, Rope
 from tokenmill.models.fields import Fields
 from tokenmill.models.registry import gguf_architecture, hf_architecture
 from tokenmill.models.rope_scaling import Head, divided_rope, gguf_rope, partial_rope
@@ -21,7 +21,7 @@ END_OF_TEXT_TOKENS = frozenset(
 )
 """Control tokens that end a text; a GGUF file names only one of those that its model emits."""
 
-ROPE_DIVISORS = ("rope_freqs.weight", "rope_factors_short.weight")
+ROPE_DIVISORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 """Tensors of GGUF files that belong to the config: what each pair's frequency is divided by."""
 
 _CONTROL_TOKEN = 3  # value of tokenizer.ggml.token_type
@@ -31,11 +31,11 @@ def config_from_gguf(
     where: str,
     metadata: Mapping[str, object],
     shapes: Mapping[str, tuple[int, ...]],
-    divisors: F32Array | None = None,
+    divisors: Mapping[str, F32Array] | None = None,
 ) -> ModelConfig:
     """The config of a GGUF file, from its metadata and the shapes of its tensors by GGUF name.
 
-    `divisors` is the content of one of ROPE_DIVISORS, if the file has it.
+    `divisors` is the content of those of ROPE_DIVISORS that the file has.
     """
     fields = Fields(where, metadata)
     architecture = gguf_architecture(fields)
@@ -61,9 +61,11 @@ def config_from_gguf(
         context_length=context_length,
     )
     rope = gguf_rope(fields, p, head)
-    if divisors is not None:
-        rope = divided_rope(head, _checked_divisors(where, head, divisors))
+    if divisors:
+        rope = _divided(where, head, divisors)
     rope = partial_rope(rope, head, head_dim)
+    key = f"{p}.rope.scaling.original_context_length"
+    trained = fields.integer(key, most=2**30, default=context_length) if rope.beyond else 0
     num_layers = fields.integer(f"{p}.block_count", most=10_000)
     config = ModelConfig(
         architecture=architecture.name,
@@ -79,7 +81,8 @@ def config_from_gguf(
         rotary_dim=head.dim,
         intermediate_size=fields.integer(f"{p}.feed_forward_length", most=2**24),
         norm_eps=fields.number(f"{p}.attention.layer_norm_rms_epsilon", most=0.1),
-        context_length=context_length,
+        context_length=min(context_length, trained or context_length),
+        long_context_length=context_length if rope.beyond else 0,
         is_tied="output.weight" not in shapes,
         has_attention_bias=architecture.has_attention_bias or "blk.0.attn_q.bias" in shapes,
         bos_id=bos_ids[0] if bos_ids else None,
@@ -109,11 +112,15 @@ def _refuse_gguf_options(fields: Fields, p: str, reads: Collection[str]) -> None
     fields.require({f"{p}.{k}": v for k, v in _GGUF_OPTIONS.items() if k not in reads})
 
 
-def _checked_divisors(where: str, head: Head, divisors: F32Array) -> F32Array:
-    if divisors.shape != (head.dim // 2,) or not (divisors > 0).all():
-        names = " or ".join(ROPE_DIVISORS)
-        raise ModelFileError(f"{where}: {names} must hold {head.dim // 2} numbers above 0")
-    return divisors
+def _divided(where: str, head: Head, divisors: Mapping[str, F32Array]) -> Rope:
+    for name, values in divisors.items():
+        if values.shape != (head.dim // 2,) or not (values > 0).all():
+            raise ModelFileError(f"{where}: {name} must hold {head.dim // 2} numbers above 0")
+    plain, short, long = map(divisors.get, ROPE_DIVISORS)
+    near = short if plain is None else plain
+    if near is None:
+        raise ModelFileError(f"{where}: {ROPE_DIVISORS[2]} stands without {ROPE_DIVISORS[1]}")
+    return divided_rope(head, near, long if plain is None else None)
 
 
 def _embedding_rows(where: str, shapes: Mapping[str, tuple[int, ...]], hidden_size: int) -> int:
@@ -156,7 +163,6 @@ def config_from_hf(
             "hidden_activation": (architecture.activation,),
             "attention_bias": (architecture.has_attention_bias,),
             "mlp_bias": (False,),
-            "quantization_config": (),
         }
     )
     vocab_size = fields.integer("vocab_size", most=2**24)
@@ -186,6 +192,7 @@ def config_from_hf(
         intermediate_size=fields.integer("intermediate_size", most=2**24),
         norm_eps=fields.number("rms_norm_eps", most=0.1, default=1e-6),
         context_length=min(context_length, rope.num_positions or context_length),
+        long_context_length=context_length if rope.beyond else 0,
         is_tied=fields.flag("tie_word_embeddings", default=architecture.is_tied),
         has_attention_bias=architecture.has_attention_bias,
         bos_id=bos_ids[0] if bos_ids else None,

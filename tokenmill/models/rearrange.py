@@ -16,6 +16,7 @@ from tokenmill.models.config import ModelConfig
 from tokenmill.models.encodings import FLOAT_ENCODINGS
 from tokenmill.models.mapped import (
     EncodedTensor,
+    FileTensor,
     MappedTensor,
     StackedTensor,
     Tensor,
@@ -38,11 +39,11 @@ def turned_halves(config: ModelConfig) -> IndexArray:
 
 
 def cut_apart(
-    where: str, tensors: Mapping[str, MappedTensor], config: ModelConfig
-) -> dict[str, MappedTensor]:
+    where: str, tensors: Mapping[str, FileTensor], config: ModelConfig
+) -> dict[str, FileTensor]:
     """Tensors that files keep in one, cut into those that we compute with."""
     merged = ARCHITECTURES[config.architecture].merged(config)
-    found: dict[str, MappedTensor] = {}
+    found: dict[str, FileTensor] = {}
     for name, tensor in tensors.items():
         prefix, _, part = name.rpartition(".")
         if part not in merged:
@@ -60,12 +61,12 @@ def cut_apart(
 
 
 def stack_experts(
-    where: str, tensors: Mapping[str, MappedTensor], config: ModelConfig
+    where: str, tensors: Mapping[str, FileTensor], config: ModelConfig
 ) -> dict[str, Tensor]:
     """The experts of a layer in one tensor, where files keep each by itself."""
     wanted = ARCHITECTURES[config.architecture].hf_experts
     found: dict[str, Tensor] = {}
-    experts: dict[str, dict[int, MappedTensor]] = {}
+    experts: dict[str, dict[int, FileTensor]] = {}
     for name, tensor in tensors.items():
         place = _expert(name, wanted)
         if place is None:
@@ -97,10 +98,10 @@ def _expert(name: str, wanted: Mapping[str, tuple[str, str]]) -> tuple[str, int]
     return None
 
 
-def _flat(tensor: MappedTensor) -> MappedTensor:
+def _flat(tensor: FileTensor) -> FileTensor:
     """Matrices that lie one behind the other, as one."""
     *others, k = tensor.info.shape
-    if len(others) < 2:
+    if len(others) < 2 or not isinstance(tensor, MappedTensor):
         return tensor
     info = replace(tensor.info, shape=(prod(others), k))
     return replace(tensor, info=info)

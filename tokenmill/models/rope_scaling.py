@@ -80,9 +80,13 @@ def gguf_rope(fields: Fields, prefix: str, head: Head) -> Rope:
     return replace(rope, magnitude=rope.magnitude * grown)
 
 
-def divided_rope(head: Head, divisors: F32Array) -> Rope:
-    """Frequencies divided by what a GGUF file lists for each pair, as Llama 3's do."""
-    return Rope(theta=head.theta, frequencies=_plain(_unscaled(head) / divisors))
+def divided_rope(head: Head, divisors: F32Array, beyond: F32Array | None = None) -> Rope:
+    """Frequencies divided by what a GGUF file lists for each pair, as Llama 3's do.
+
+    `beyond`: what those of LongRoPE's texts beyond the first context are divided by.
+    """
+    rope = Rope(theta=head.theta, frequencies=_plain(_unscaled(head) / divisors))
+    return rope if beyond is None else replace(rope, beyond=divided_rope(head, beyond))
 
 
 def partial_rope(rope: Rope, head: Head, head_dim: int) -> Rope:
@@ -91,7 +95,8 @@ def partial_rope(rope: Rope, head: Head, head_dim: int) -> Rope:
         return rope
     turning = rope.frequencies or _plain(rope_frequencies(head.dim, rope.theta))
     still = (0.0,) * ((head_dim - head.dim) // 2)
-    return replace(rope, frequencies=turning + still)
+    beyond = partial_rope(rope.beyond, head, head_dim) if rope.beyond else None
+    return replace(rope, frequencies=turning + still, beyond=beyond)
 
 
 def _unscaled(head: Head) -> F32Array:
@@ -131,15 +136,14 @@ def _yarn(fields: Fields, head: Head) -> Rope:
     length = fields.integer(
         "original_max_position_embeddings", most=2**30, default=head.context_length
     )
-    fields.require({"mscale": (), "mscale_all_dim": (), "truncate": (True,)})
-    magnitude = fields.number(
-        "attention_factor", most=1e3, default=1.0 if factor <= 1 else 0.1 * log(factor) + 1.0
-    )
-    edges = []
+    magnitude = fields.number("attention_factor", most=1e3, default=_yarn_magnitude(fields, factor))
+    edges: list[float] = []
     for key, turns in (("beta_fast", 32.0), ("beta_slow", 1.0)):
         turns = fields.number(key, most=1e6, default=turns)
         edges.append(head.dim * log(length / (turns * 2 * pi)) / (2 * log(head.theta)))
-    low, high = max(floor(edges[0]), 0), min(ceil(edges[1]), head.dim - 1)
+    if fields.flag("truncate", default=True):
+        edges = [floor(edges[0]), ceil(edges[1])]
+    low, high = max(edges[0], 0), min(edges[1], head.dim - 1)
     pairs = np.arange(head.dim // 2, dtype=np.float32)
     ramp = (pairs - np.float32(low)) / np.float32(max(high - low, 0.001))
     kept = np.float32(1) - np.clip(ramp, 0, 1)
@@ -149,22 +153,32 @@ def _yarn(fields: Fields, head: Head) -> Rope:
     return Rope(theta=head.theta, frequencies=_plain(frequencies), magnitude=magnitude)
 
 
-def _longrope(fields: Fields, head: Head) -> Rope:
-    """LongRoPE (Ding et al. 2024), as far as the model's first context reaches.
+def _yarn_magnitude(fields: Fields, factor: float) -> float:
+    """0.1 ln(factor) + 1; DeepSeek's models have one such term over another."""
 
-    A model has two lists of factors, and changes from the short one to the long one where a text
-    outgrows that context. A cache cannot follow, so the long one is not used.
+    def term(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * log(factor) + 1.0
+
+    if not (fields.values.get("mscale") and fields.values.get("mscale_all_dim")):
+        return term(1.0)
+    above, below = (fields.number(key, most=1e3) for key in ("mscale", "mscale_all_dim"))
+    return term(above) / term(below)
+
+
+def _longrope(fields: Fields, head: Head) -> Rope:
+    """LongRoPE (Ding et al. 2024): a list of factors for texts within the model's first context,
+    and another one, `beyond`, for longer texts. See `ModelConfig.stretched_to`.
     """
     length = fields.integer("original_max_position_embeddings", most=2**30, least=2)
     factor = fields.number("factor", most=1e6, default=head.context_length / length)
     magnitude = 1.0 if factor <= 1 else sqrt(1 + log(factor) / log(length))
-    short = np.array(fields.numbers("short_factor", head.dim // 2), np.float32)
-    return Rope(
-        theta=head.theta,
-        frequencies=_plain(np.float32(1) / (short * (np.float32(1) / _unscaled(head)))),
-        magnitude=fields.number("attention_factor", most=1e3, default=magnitude),
-        num_positions=length,
-    )
+    magnitude = fields.number("attention_factor", most=1e3, default=magnitude)
+    ropes = []
+    for key in ("short_factor", "long_factor"):
+        factors = np.array(fields.numbers(key, head.dim // 2), np.float32)
+        slowed = _plain(np.float32(1) / (factors * (np.float32(1) / _unscaled(head))))
+        ropes.append(Rope(theta=head.theta, frequencies=slowed, magnitude=magnitude))
+    return replace(ropes[0], num_positions=length, beyond=ropes[1])
 
 
 _SCALINGS: dict[str, Callable[[Fields, Head], Rope]] = {

@@ -125,6 +125,11 @@ class Tokenizer:
         """The id of a token as the vocabulary spells it, or None."""
         return self._backend.token_to_id(token)
 
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json has it, tokens added from elsewhere included."""
+        text: str = self._backend.to_str()
+        return text
+
     def _read_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size:
             raise UsageError(

@@ -103,7 +103,7 @@ class Encoder:
         if len(text) > self._llm.loaded.tokenizer.max_chars(longest):
             raise UsageError(
                 f"the prompt has {len(text)} characters, which is more than a context of {longest} "
-                "tokens can hold: shorten it or raise max_model_len"
+                "tokens can hold: shorten it"
             )
 
 

@@ -16,7 +16,7 @@ def llm(monkeypatch):
     limits = make_limits(blocks=40, vocab_size=tokenizer.vocab_size)
     loaded = SimpleNamespace(
         compiled=FakeModel(limits),
-        config=SimpleNamespace(context_length=128),
+        config=SimpleNamespace(context_length=128, longest_context=128),
         tokenizer=tokenizer,
         chat_template=None,
         generation_defaults={},

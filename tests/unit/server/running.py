@@ -105,7 +105,7 @@ def make_llm(model: PacedModel, **options: Any) -> LLM:
         tokenizer=TOKENIZER,
         chat_template=ChatTemplate(TEMPLATE),
         generation_defaults={},
-        config=SimpleNamespace(context_length=10_000),
+        config=SimpleNamespace(context_length=10_000, longest_context=10_000),
     )
     return LLM(MODEL, loaded=loaded, **options)
 

@@ -16,6 +16,7 @@ from tokenmill.backends.base import (
     StepLimits,
     StepOutput,
 )
+from tokenmill.backends.llvm.angles import AngleTable
 from tokenmill.backends.llvm.context import Context
 from tokenmill.backends.llvm.kv_cache import head_bytes, is_windowed
 from tokenmill.backends.llvm.lower import Program
@@ -24,7 +25,7 @@ from tokenmill.backends.llvm.packing import round_up
 from tokenmill.backends.llvm.program import CompiledProgram
 from tokenmill.backends.llvm.target import MOST_TILE_ROWS
 from tokenmill.backends.llvm.tiles import rows_per_tile
-from tokenmill.backends.llvm.weights import PackedWeights, angle_table
+from tokenmill.backends.llvm.weights import PackedWeights
 from tokenmill.backends.llvm.workers import Workers
 from tokenmill.ir.graph import Type
 from tokenmill.ir.numerics import Angles
@@ -118,15 +119,14 @@ class LlvmModel:
         stride = round_up(limits.vocab_size, LANES)
         self._scratch = np.zeros((threads, stride), np.float32)
         self._angles = self._angle_tables(program)
-        addresses = {key: int(a.ctypes.data) for key, a in self._angles.items()}
-        self._table = packed.table(program, weights.address, addresses)
+        self._table = packed.table(program, weights.address, self._angles)
         self._workers = Workers(threads, compiled.options.row, cache=compiled.objects)
         self._fill_context(program)
 
-    def _angle_tables(self, program: Program) -> dict[Angles, npt.NDArray[np.float32]]:
+    def _angle_tables(self, program: Program) -> dict[Angles, AngleTable]:
         positions = self._limits.blocks_per_sequence * BLOCK_SIZE
         wanted = {e.slot.angles for e in program.entries if e.slot.angles is not None}
-        return {key: angle_table(key, positions) for key in wanted}
+        return {key: AngleTable(key, positions) for key in wanted}
 
     def _fill_context(self, program: Program) -> None:
         context = self._context
@@ -178,6 +178,8 @@ class LlvmModel:
             self.prepare(count)
         self._counters[:] = 0
         self._copy_blocks(step)
+        for table in self._angles.values():
+            table.reach(int(step.positions.max()))
         self._set_step(step)
         self._posted = step
         self._workers.post(self._compiled.step_address, self._context.address)

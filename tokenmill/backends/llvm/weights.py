@@ -6,19 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tokenmill.backends.llvm.angles import AngleTable
 from tokenmill.backends.llvm.lower import Program, WeightEntry
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import pack_matrix, pack_vector, round_up
 from tokenmill.backends.llvm.scope import Slot
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.numerics import Angles
-from tokenmill.ir.order import GROUP, LANES, padded_head
+from tokenmill.ir.order import GROUP, LANES
 
 _ALIGN = 64
 _SLICE_ROWS = 4096
 """Rows packed at a time, which bounds the memory that packing takes."""
-_SLICE_POSITIONS = 1 << 16
-"""Positions whose angles are computed at a time, for the same reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +50,13 @@ class PackedWeights:
                 _pack(arena, offset, slot, weight)
 
     def table(
-        self, program: Program, arena_address: int, angles: Mapping[Angles, int]
+        self, program: Program, arena_address: int, angles: Mapping[Angles, AngleTable]
     ) -> npt.NDArray[np.int64]:
-        """The table of addresses that a program reads; `angles` gives those of angle tables."""
+        """The addresses that a program reads, those of `angles` among them."""
         table = np.zeros(max((e.place for e in program.entries), default=0) + 1, np.int64)
         for entry in program.entries:
             if entry.slot.angles is not None:
-                table[entry.place] = angles[entry.slot.angles]
+                table[entry.place] = angles[entry.slot.angles].address
             else:
                 table[entry.place] = arena_address + self.offsets[entry.name, entry.slot]
         return table
@@ -88,13 +87,3 @@ def _pack(arena: Arena, offset: int, slot: Slot, weight: Weight) -> None:
         blocks = pack_matrix(weight, slot.packing, rows[start : start + _SLICE_ROWS])
         place = offset + start // LANES * block_bytes
         arena.view(np.uint8, blocks.shape, place)[:] = blocks
-
-
-def angle_table(angles: Angles, positions: int) -> npt.NDArray[np.float32]:
-    """Cosines, then sines of each position, each filled up to half a stored head."""
-    pairs = len(angles.frequencies)
-    table = np.zeros((positions, 2, padded_head(2 * pairs) // 2), np.float32)
-    for start in range(0, positions, _SLICE_POSITIONS):
-        part = table[start : start + _SLICE_POSITIONS]
-        part[:, 0, :pairs], part[:, 1, :pairs] = angles.turns(np.arange(start, start + len(part)))
-    return table
