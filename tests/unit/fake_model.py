@@ -55,7 +55,7 @@ class FakeModel:
         self._slots = np.full(self.limits.slots, -1, np.int64)
         self._posted: StepInput | None = None
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, pools: bool = False) -> None:
         self.is_warm = True
 
     def post(self, step: StepInput) -> None:
