@@ -127,25 +127,25 @@ class Embedder:
         priority: int = 0,
     ) -> list[Request]:
         """What must be computed for scores: each pair, or each text once. Raises as `request`."""
-        made: list[tuple[str, str | None, str, int]]
+        made: list[tuple[str, str | None, str]]
         if self.is_cross_encoder:
-            made = [(pairs.first[a], pairs.second[b], pairs.names[1], b) for a, b in pairs.indices]
+            made = [(pairs.first[a], pairs.second[b], pairs.name(1, b)) for a, b in pairs.indices]
         else:
-            lists = zip(pairs.names, (pairs.first, pairs.second), strict=True)
-            made = [(text, None, n, i) for n, texts in lists for i, text in enumerate(texts)]
+            lists = enumerate((pairs.first, pairs.second))
+            made = [(t, None, pairs.name(n, i)) for n, texts in lists for i, t in enumerate(texts)]
         params = self.params(normalize=not self.is_cross_encoder)
         return [
             self.request(
                 text,
                 params,
                 second=second,
-                name=f"{name}[{index}]",
+                name=name,
                 sink=sink,
                 longest=longest,
                 request_id=request_id,
                 priority=priority,
             )
-            for text, second, name, index in made
+            for text, second, name in made
         ]
 
     def scores(self, pairs: Pairs, outputs: list[RequestOutput]) -> list[ScoringRequestOutput]:

@@ -81,6 +81,11 @@ class Pairs:
             )
         return Pairs(first=first, second=second)
 
+    def name(self, which: int, index: int) -> str:
+        """What a text of the first (0) or second list is called in messages."""
+        is_alone = len((self.first, self.second)[which]) == 1
+        return self.names[which] if is_alone else f"{self.names[which]}[{index}]"
+
     @property
     def indices(self) -> list[tuple[int, int]]:
         return [(0 if len(self.first) == 1 else i, i) for i in range(len(self.second))]

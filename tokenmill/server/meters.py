@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from tokenmill.backends.base import BLOCK_SIZE
 from tokenmill.engine.engine import Engine
-from tokenmill.engine.outputs import OutputDelta, RequestOutput
+from tokenmill.engine.outputs import OutputDelta, RequestOutput, Timings
 from tokenmill.engine.request import Event, Request
 from tokenmill.engine.stats import EngineStats
 
@@ -110,6 +110,8 @@ class Meters:
         if delta.output is not None:
             self._last_token_s.pop(request, None)
             self._count(request, delta.output)
+            if delta.output.embedding is not None:
+                return self._note_times(delta.output.timings)
             self._finish(delta.output, is_streaming=request.is_streaming)
 
     def text(self) -> bytes:
@@ -143,14 +145,15 @@ class Meters:
         for sample in output.outputs:
             self._success.labels(self._model_name, sample.finish_reason).inc()
         self._note("request_prompt_tokens", output.num_prompt_tokens)
+        if output.embedding is not None:
+            return  # nothing was generated, and no parameter of sampling given
         self._note("request_generation_tokens", output.num_output_tokens)
         self._note("request_params_max_tokens", request.params.max_tokens)
         self._note("request_params_n", request.params.n)
 
     def _finish(self, output: RequestOutput, *, is_streaming: bool) -> None:
         timings = output.timings
-        self._note("e2e_request_latency_seconds", timings.total_s)
-        self._note("request_queue_time_seconds", timings.queue_s)
+        self._note_times(timings)
         if not is_streaming:
             self._note("time_to_first_token_seconds", timings.first_token_s)
         if timings.first_token_s is None or timings.last_token_s is None:
@@ -168,6 +171,10 @@ class Meters:
         if not is_streaming:
             for _ in range(num_after_first):
                 self._histograms["inter_token_latency_seconds"].observe(decode_s / per_sample)
+
+    def _note_times(self, timings: Timings) -> None:
+        self._note("e2e_request_latency_seconds", timings.total_s)
+        self._note("request_queue_time_seconds", timings.queue_s)
 
     def _note(self, name: str, value: float | None) -> None:
         if value is not None:

@@ -1,5 +1,6 @@
 """A compiled model on this machine's processor: posts steps to native workers."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -122,6 +123,7 @@ class LlvmModel:
         self._plain = self._variant(compiled)
         self._pooling: Variant | None = self._plain if make_pooling is None else None
         self._make_pooling = make_pooling
+        self._lock = threading.Lock()
         self._current = self._plain
         self._workers = Workers(threads, compiled.options.row, cache=compiled.objects)
         self._fill_context()
@@ -132,10 +134,11 @@ class LlvmModel:
 
     @property
     def _for_pooling(self) -> Variant:
-        if self._pooling is None:
-            assert self._make_pooling is not None
-            self._pooling = self._variant(self._make_pooling())
-        return self._pooling
+        with self._lock:  # a server warms up while it runs
+            if self._pooling is None:
+                assert self._make_pooling is not None
+                self._pooling = self._variant(self._make_pooling())
+            return self._pooling
 
     def _angle_tables(self, program: Program) -> dict[Angles, npt.NDArray[np.float32]]:
         positions = self._limits.blocks_per_sequence * BLOCK_SIZE
