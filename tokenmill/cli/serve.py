@@ -162,6 +162,9 @@ def capacity(llm: "LLM") -> str:
     """In plain words, what fits into the KV cache."""
     from tokenmill.backends.base import BLOCK_SIZE
 
+    limits = llm.loaded.compiled.limits
+    if limits.is_encoder:
+        return f"texts of up to {llm.max_model_len:,} tokens, {limits.tokens:,} tokens in a step"
     length = min(llm.max_model_len, _SHOWN_LEN)
     num_tokens = llm.loaded.compiled.limits.blocks * BLOCK_SIZE
     fitting = num_tokens // length

@@ -73,7 +73,7 @@ class Service:
         return self.llm.default_params(**given, max_tokens=max_tokens, logprobs=logprobs)
 
     async def prepare_pooling(self) -> None:
-        """Have ready what embeddings need: those who ask for the first may wait, and nobody else."""
+        """Have ready what embeddings need; who asks for the first may wait, and nobody else."""
         async with self._preparing:
             if not self._can_pool.is_set():
                 await asyncio.to_thread(self.llm.loaded.compiled.warm_up, pools=True)
