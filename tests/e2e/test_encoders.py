@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from openai import BadRequestError, OpenAI
@@ -102,6 +103,41 @@ def _raw_logits(llm: LLM, prompts: list[list[int]]) -> list[np.ndarray]:
     with pytest.raises(UsageError, match="cross-encoder, which scores pairs"):
         llm.embed("text")
     return [output.embedding for output in outputs if output.embedding is not None]
+
+
+def write_word_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """A word a token, and the pairs of texts that BERT reads."""
+    words = ["[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(250))]
+    model = tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    backend.save(str(folder / "tokenizer.json"))
+    return backend
+
+
+def test_a_cross_encoder_scores_pairs(tmp_path: Path, caches: Path) -> None:
+    model = random_model("bert, scores")
+    model.save_pretrained(tmp_path)
+    backend = write_word_tokenizer(tmp_path)
+    query, documents = "w1 w2 w3", ["w1 w2", "w9 w8 w200 w1", "w3 " * 50]
+    with LLM(str(tmp_path), activations="f32", quantization="f32") as llm:
+        together = [s.outputs.score for s in llm.score(query, documents)]
+        turned = [s.outputs.score for s in llm.score(documents, [query] * 3)]
+        cut = llm.score(query, documents[2], truncate_prompt_tokens=20)
+    for pairs, found in (
+        ([(query, d) for d in documents], together),
+        ([(d, query) for d in documents], turned),
+    ):
+        for pair, score in zip(pairs, found, strict=True):
+            encoded = backend.encode(*pair)
+            ids, kinds = torch.tensor([encoded.ids]), torch.tensor([encoded.type_ids])
+            with torch.no_grad():
+                logit = model(ids, token_type_ids=kinds).logits[0, 0]
+            assert score == pytest.approx(float(torch.sigmoid(logit)), abs=1e-5)
+    assert together != turned
+    assert cut[0].num_prompt_tokens == 20
 
 
 class Oracle:

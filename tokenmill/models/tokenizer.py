@@ -152,6 +152,8 @@ class Tokenizer:
     def _encoded(self, text: str) -> "tokenizers.Encoding":
         """Without special tokens around it."""
         _check_unicode(text)
+        if len(text) > _LONG_CHARS:
+            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0]
         return self._backend.encode(text, add_special_tokens=False)
 
     def _read_bytes(self, token_id: int) -> bytes:
