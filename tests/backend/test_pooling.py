@@ -154,7 +154,7 @@ def _encoder() -> ModelConfig:
 def test_a_decoders_states_come_beside_unchanged_logits(objects: ObjectCache) -> None:
     """Steps with pooled tokens and without run by two programs over one cache."""
 
-    @settings(FEW, max_examples=6)
+    @settings(FEW, max_examples=4)
     @given(graph=graphs().filter(_ends_in_a_norm), seed=st.integers(0, 2**32 - 1))
     def check(graph: Graph, seed: int) -> None:
         rng = np.random.default_rng(seed)
