@@ -133,11 +133,8 @@ class _Attention:
             total.set(0.0)
         for index in range(sizes.share * sizes.vectors):
             f.store(self.lanes.zero(), self.outs.at(64 * index))
+        length = self.length_seen(token)
         sequence = f.widen(self.scope.element("sequences", token))
-        if sizes.is_causal:
-            length = f.widen(self.scope.element("positions", token)) + 1
-        else:
-            length = f.widen(self.scope.element("lengths", sequence))
         kind = "window_tables" if is_windowed(self.write.result.type) else "block_tables"
         table = self.scope.load(kind, "ptr")
         blocks = table.at(sequence * self.scope.load("table_stride") * 4)
@@ -150,6 +147,13 @@ class _Attention:
             )
             self.chunk(query, head, chunk)
         self.finish(token, head)
+
+    def length_seen(self, token: Value) -> Value:
+        """Behind which position a token sees nothing more."""
+        if self.sizes.is_causal:
+            return self.f.widen(self.scope.element("positions", token)) + 1
+        sequence = self.f.widen(self.scope.element("sequences", token))
+        return self.f.widen(self.scope.element("lengths", sequence))
 
     def first_seen(self, length: Value) -> Value:
         """The first position that the last of `length` sees."""
