@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenmill.engine.llm import LLM
     from tokenmill.sampling.params import SamplingParams
+    from tokenmill.sampling.pooling import PoolingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "PoolingParams", "SamplingParams", "__version__"]
 
-_EXPORTS = {"LLM": "tokenmill.engine.llm", "SamplingParams": "tokenmill.sampling.params"}
+_EXPORTS = {
+    "LLM": "tokenmill.engine.llm",
+    "PoolingParams": "tokenmill.sampling.pooling",
+    "SamplingParams": "tokenmill.sampling.params",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -10,6 +10,7 @@ CHEAP_ROWS = 8
 QUANTIZATIONS = ("auto", "q4_0", "q4_k", "q4", "q5_k", "q6_k", "q8", "bf16", "f32")
 ACTIVATIONS = ("bf16", "int8", "f32")
 KV_CACHES = ("auto", "bf16", "f32", "int8")
+POOLINGS = ("auto", "last", "mean", "cls")
 MAX_THREADS = 1024
 
 
@@ -35,6 +36,8 @@ class EngineConfig:
     speculative: str = "off"  # "off", "ngram", or a draft model with the same tokenizer
     num_speculative_tokens: int = 4  # guesses for one sequence in one step, at most
     max_waiting: int | None = None  # requests that wait before another is refused
+    pooling: str = "auto"  # how embeddings are made: "last", "mean" or "cls" token
+    normalize: bool | None = None  # bring embeddings to length 1
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -42,6 +45,7 @@ class EngineConfig:
             raise UsageError("model is empty: give an alias, hf:org/repo, a folder or a .gguf file")
         _check_choice("quantization", self.quantization, QUANTIZATIONS)
         _check_choice("activations", self.activations, ACTIVATIONS)
+        _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("kv_cache", self.kv_cache, KV_CACHES)
         _check_count("threads", self.threads, least=1, most=MAX_THREADS)
         _check_count("max_model_len", self.max_model_len, least=2)

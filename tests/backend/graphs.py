@@ -232,7 +232,8 @@ def experts(layer: Layer) -> Value:
 
 
 def elementwise(layer: Layer) -> Value:
-    match layer.choose(("add", "mul", "silu", "gelu", "scale", "softcap", "norm")):
+    kinds = ("add", "mul", "silu", "gelu", "gelu_erf", "scale", "softcap", "norm", "layer_norm")
+    match layer.choose(kinds):
         case "add":
             return layer.f.add(layer.pick(), layer.pick())
         case "mul":
@@ -241,6 +242,13 @@ def elementwise(layer: Layer) -> Value:
             return layer.f.silu(layer.pick())
         case "gelu":
             return layer.f.gelu(layer.pick())
+        case "gelu_erf":
+            h = layer.pick()
+            return layer.f.gelu_erf(layer.linear(h, layer.sizes.hidden) if layer.flag() else h)
+        case "layer_norm":
+            number, size = next(layer.numbers), layer.sizes.hidden
+            weight, bias = (layer.f.weight(f"ln{number}{end}", size) for end in ("", "_bias"))
+            return layer.f.layer_norm(layer.pick(), weight, bias, eps=1e-5)
         case "scale":
             return layer.f.scale(layer.pick(), -1.5)
         case "softcap":

@@ -7,11 +7,12 @@ from tokenmill.backends.llvm.lower import Options
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.model import LlvmModel
 from tokenmill.backends.llvm.objects import ObjectCache
-from tokenmill.backends.llvm.program import Numerics, compile_program
+from tokenmill.backends.llvm.program import CompiledProgram, Numerics, compile_program
 from tokenmill.backends.llvm.target import pick_row
 from tokenmill.backends.llvm.weights import PackedWeights
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph
+from tokenmill.passes.return_hidden import return_hidden
 
 
 def make_llvm_model(
@@ -24,8 +25,12 @@ def make_llvm_model(
     cache: str = "f32",
     threads: int = 2,
     row: str | None = None,
+    has_pooling: bool = False,
 ) -> LlvmModel:
-    """A model of a graph that no pass has seen; its code is sought in and added to `objects`."""
+    """A model of a graph that no pass has seen; its code is sought in and added to `objects`.
+
+    `has_pooling`: a decoder's states are wanted too, for which a second program is made.
+    """
     kinds = graph.weights()
     formats = {n: w.format for n, w in weights.items() if kinds[n].dtype == "w"}
     options = Options(
@@ -41,4 +46,15 @@ def make_llvm_model(
     arena = Arena(packed.size_bytes)
     for name, weight in weights.items():
         packed.pack(arena, name, weight)
-    return LlvmModel(program, packed, arena, limits=limits, threads=threads)
+
+    def make_pooling() -> CompiledProgram:
+        return compile_program(return_hidden(graph), formats, numerics, options, objects)
+
+    return LlvmModel(
+        program,
+        packed,
+        arena,
+        limits=limits,
+        threads=threads,
+        make_pooling=make_pooling if has_pooling else None,
+    )

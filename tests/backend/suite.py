@@ -247,7 +247,7 @@ def noise(rng: Rng, size: float) -> Iterator[None]:
 
     names = (
         *("rmsnorm", "head_norm", "linear", "rope", "attention", "silu", "gelu", "softcap"),
-        *("expert_linear", "combine"),
+        *("expert_linear", "combine", "gelu_erf", "layer_norm"),
     )
     rows = {n: replace(OPS[n], reference=partial(noisy, OPS[n].reference)) for n in names}
     with patch.dict(OPS, rows):

@@ -19,6 +19,7 @@ from tokenmill.backends.base import (
 from tokenmill.engine.sequence import Sequence
 
 _POSITIONS = np.arange(4096)
+STATE_SIZE = 6
 
 
 def make_limits(**changes: int) -> StepLimits:
@@ -55,7 +56,7 @@ class FakeModel:
         self._slots = np.full(self.limits.slots, -1, np.int64)
         self._posted: StepInput | None = None
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, pools: bool = False) -> None:
         self.is_warm = True
 
     def post(self, step: StepInput) -> None:
@@ -71,12 +72,15 @@ class FakeModel:
         if len(self.steps) == self.fail_at_step:
             raise FloatingPointError("the fake model fails")
         self._forward(step)
+        hidden = self._hidden(step)
         if step.sampling is None:
-            return StepOutput(tokens=None, logits=None)
+            return StepOutput(tokens=None, logits=None, hidden=hidden)
         tokens = np.array([self._sample(step, row) for row in range(len(step.rows))], np.int32)
         kept = step.sampling.slots >= 0
         self._slots[step.sampling.slots[kept]] = tokens[kept]
-        return StepOutput(tokens=tokens, logits=None, logprobs=self._logprobs(step, tokens))
+        return StepOutput(
+            tokens=tokens, logits=None, logprobs=self._logprobs(step, tokens), hidden=hidden
+        )
 
     def close(self) -> None:
         assert self._posted is None, "a step is in flight"
@@ -138,10 +142,25 @@ class FakeModel:
             biases=row_biases(step.sampling, row),
         )
 
+    def _hidden(self, step: StepInput) -> npt.NDArray[np.float32] | None:
+        """A state for each pooled token, from what the cache shows to it."""
+        if step.pooled is None:
+            return None
+        states = []
+        for index in step.pooled.tolist():
+            last = int(step.positions[index])
+            if self.limits.is_encoder:
+                last = int(step.positions[step.sequences == step.sequences[index]].max())
+            states.append(fake_state(self._seen_at(step, index, last + 1), step.positions[index]))
+        return np.array(states, np.float32).reshape(len(states), STATE_SIZE)
+
     def _seen(self, step: StepInput, row: int) -> npt.NDArray[np.int64]:
         """What the cache shows to a row: (token, position) [n, 2]."""
         index = step.rows[row]
-        sequence, length = step.sequences[index], int(step.positions[index]) + 1
+        return self._seen_at(step, index, int(step.positions[index]) + 1)
+
+    def _seen_at(self, step: StepInput, index: int, length: int) -> npt.NDArray[np.int64]:
+        sequence = step.sequences[index]
         seen = self._cache[step.block_tables[sequence]].reshape(-1, 2)[:length]
         if step.window_tables is not None:
             first = max(0, length - self.limits.window)
@@ -164,6 +183,29 @@ class FakeModel:
             top_ids=np.array(top_ids, np.int32),
             top=np.array(top, np.float32),
         )
+
+
+def fake_state(seen: npt.NDArray[np.int64], position: int) -> npt.NDArray[np.float32]:
+    """A hidden state from (token, position) pairs [n, 2] and the token's own position."""
+    key = seen.tobytes() + int(position).to_bytes(4, "little")
+    digest = hashlib.blake2b(key, digest_size=2 * STATE_SIZE).digest()
+    return np.frombuffer(digest, np.uint16).astype(np.float32) / 7
+
+
+def expected_embedding(sequence: Sequence, *, is_encoder: bool = False) -> list[float]:
+    """The embedding that the fake model's states amount to when nothing at all goes wrong."""
+    assert sequence.pool is not None
+    tokens = sequence.tokens[: sequence.prompt_len]
+    start, stop = sequence.pool.params.span(len(tokens))
+    states = [
+        fake_state(seen_of(tokens if is_encoder else tokens[: position + 1]), position)
+        for position in range(start, stop)
+    ]
+    total = np.zeros(STATE_SIZE)
+    for state in states:
+        total = total + state
+    vector = (total / len(states)).astype(np.float32)
+    return (vector / np.linalg.norm(vector)).tolist()
 
 
 def row_params(sampling: SampleInput, row: int) -> tuple[object, ...]:

@@ -17,10 +17,12 @@ from model_files import (
 from safetensors.numpy import save_file
 
 from tokenmill.errors import ModelFileError, TokenmillError, UnsupportedModelError
+from tokenmill.ir.verify import verify
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.config import LayerKind, ModelConfig, Rope
+from tokenmill.models.config import Encoder, Experts, LayerKind, ModelConfig, Rope
 from tokenmill.models.read_config import config_from_gguf, config_from_hf
-from tokenmill.models.registry import build_graph
+from tokenmill.models.registry import ARCHITECTURES, build_graph
+from tokenmill.passes.return_hidden import return_hidden
 
 SHAPES = {"token_embd.weight": (VOCAB, HIDDEN), "output.weight": (VOCAB, HIDDEN)}
 GEMMA = {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}
@@ -217,3 +219,70 @@ def test_tensors_that_do_not_fit_together_are_refused(
     save_file(arrays, folder / "model.safetensors")
     with pytest.raises(ModelFileError, match=message):
         open_checkpoint(folder)
+
+
+BERT: dict[str, object] = {
+    "architectures": ["BertModel"],
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 3,
+    "pad_token_id": 1,
+}
+
+
+def encoder(**changes: object) -> ModelConfig:
+    return config_from_hf("m", "tiny", {**HF_CONFIG, **BERT, **changes}, {})
+
+
+def test_encoders_place_their_tokens() -> None:
+    config = encoder()
+    assert config.encoder == Encoder(num_positions=128, first_position=0, num_segments=3)
+    assert (config.context_length, config.norm_eps) == (128, 1e-12)
+    assert [kind.rope for kind in config.layers] == [None, None]
+    config = encoder(architectures=["RobertaForSequenceClassification"], id2label={"0": "x"})
+    assert config.encoder == Encoder(
+        num_positions=128, first_position=2, num_segments=3, num_labels=1
+    )
+    assert config.context_length == 126
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', supported is 'gelu'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"is_decoder": True}, "is_decoder is True, supported is False"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
+        (
+            {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b"}},
+            "supported is one label, whose logit is a score",
+        ),
+        ({"architectures": ["BertForMaskedLM"]}, r"architectures is \['BertForMaskedLM'\]"),
+    ],
+)
+def test_what_encoders_refuse(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(TokenmillError, match=message):
+        encoder(**changes)
+
+
+@pytest.mark.parametrize("name", [n for n, a in ARCHITECTURES.items() if "Causal" in a.hf_class])
+def test_every_decoder_can_give_hidden_states(name: str) -> None:
+    config = ModelConfig(
+        architecture=name,
+        name=name,
+        vocab_size=VOCAB,
+        hidden_size=64,
+        layers=(LayerKind(),) * 2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        rotary_dim=16,
+        intermediate_size=96,
+        norm_eps=1e-6,
+        context_length=128,
+        is_tied=True,
+        experts=Experts(count=4, per_token=2, size=24, is_renormalized=True),
+    )
+    graph = return_hidden(build_graph(config))
+    verify(graph)
+    assert str(graph.main.values[graph.main.returns[-1]]) == "f32[E,64]"

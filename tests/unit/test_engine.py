@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
-from fake_model import FakeModel, make_limits
+from fake_model import STATE_SIZE, FakeModel, make_limits
 
 from tokenmill import LLM, SamplingParams
 from tokenmill.backends.base import StepOutput
 from tokenmill.engine.engine import EngineDeadError
 from tokenmill.errors import CapacityError, UsageError
 from tokenmill.models.chat import ChatTemplate
+from tokenmill.models.sentence_transformers import Pooling
 
 
 @dataclass
@@ -65,7 +66,10 @@ def make_llm(
         tokenizer=Letters(),
         chat_template=None,
         generation_defaults={},
-        config=SimpleNamespace(context_length=100, longest_context=100),
+        pooling=Pooling(kind="last"),
+        config=SimpleNamespace(
+            context_length=100, longest_context=100, encoder=None, hidden_size=STATE_SIZE
+        ),
     )
     vars(loaded).update(changes)
     return LLM("fake", loaded=loaded, **(options or {}))

@@ -9,17 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_model import FakeModel, expected_output, make_limits, seen_of, token_logprobs
+from fake_model import (
+    FakeModel,
+    expected_embedding,
+    expected_output,
+    make_limits,
+    seen_of,
+    token_logprobs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenmill.backends.base import StepInput, StepLimits, window_blocks_for
 from tokenmill.engine.draft_model import DraftModel
 from tokenmill.engine.outputs import Logprob
-from tokenmill.engine.sequence import Sequence, make_sequence
+from tokenmill.engine.sequence import Sequence, make_pooled_sequence, make_sequence
 from tokenmill.engine.speculation import Drafter, NgramDrafter, Speculator
 from tokenmill.engine.step_loop import StepLoop
 from tokenmill.sampling.params import SamplingParams
+from tokenmill.sampling.pooling import PoolingParams
 
 VOCAB = 16
 EOS = (3, 4)
@@ -38,6 +46,7 @@ class Arrival:
     leaves: int | None
     params: dict[str, object]
     bad_words: list[list[int]]
+    pooling: str | None
     sequences: list[Sequence] = field(default_factory=list)
 
     def prompt(self) -> list[int]:
@@ -45,6 +54,17 @@ class Arrival:
         return shared if self.family % 2 else [*shared[:-1], self.prompt_len % VOCAB]
 
     def start(self, number: int, limits: StepLimits) -> list[Sequence]:
+        if self.pooling is not None:
+            sequence = make_pooled_sequence(
+                "the prompt",
+                self.prompt(),
+                PoolingParams(pooling=self.pooling),
+                limits=limits,
+                max_model_len=10_000,
+                priority=self.priority,
+            )
+            self.sequences.append(sequence)
+            return self.sequences
         for index in range(self.n):
             sequence = make_sequence(
                 "the prompt",
@@ -78,7 +98,16 @@ PARAMS = st.fixed_dictionaries(
 )
 
 
-def arrivals(*, most: int, prompt_len: st.SearchStrategy[int]) -> st.SearchStrategy[list[Arrival]]:
+POOLINGS = ("last", "mean", "cls")
+SOME_POOLINGS = st.sampled_from([None, None, None, *POOLINGS])
+
+
+def arrivals(
+    *,
+    most: int,
+    prompt_len: st.SearchStrategy[int],
+    poolings: st.SearchStrategy[str | None] = SOME_POOLINGS,
+) -> st.SearchStrategy[list[Arrival]]:
     """Up to so many requests."""
     arrival = st.builds(
         Arrival,
@@ -91,6 +120,7 @@ def arrivals(*, most: int, prompt_len: st.SearchStrategy[int]) -> st.SearchStrat
         leaves=st.one_of(st.none(), st.none(), st.integers(0, 60)),
         params=PARAMS,
         bad_words=st.sampled_from([[], [], [[5]], [[5, 7], [9, 2, 1]]]),
+        pooling=poolings,
     )
     return st.lists(arrival, min_size=1, max_size=most)
 
@@ -225,8 +255,48 @@ def check_schedule(
             check_output(sequence)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    many=arrivals(most=8, prompt_len=st.integers(1, 40), poolings=st.sampled_from(POOLINGS)),
+    tokens=st.integers(40, 70),
+    slots=st.integers(1, 5),
+    blocks=st.integers(3, 12),
+)
+def test_an_encoder_reads_every_sequence_in_one_piece(
+    many: list[Arrival], tokens: int, slots: int, blocks: int
+) -> None:
+    """What it sees of a token depends on all others, so one that is cut or reused would differ."""
+    limits = make_limits(
+        tokens=tokens,
+        slots=slots,
+        sequences=slots,
+        rows=slots,
+        blocks=blocks,
+        blocks_per_sequence=3,
+        vocab_size=VOCAB,
+        is_encoder=True,
+    )
+    loop = StepLoop(FakeModel(limits))
+    run(loop, many, limits, None)
+    loop.scheduler.pool.check([])
+    for arrival in many:
+        for sequence in arrival.sequences:
+            check_embedding(sequence, is_encoder=True)
+
+
+def check_embedding(sequence: Sequence, *, is_encoder: bool = False) -> None:
+    if sequence.finish_reason == "abort":
+        return
+    assert (sequence.finish_reason, sequence.output) == ("stop", [])
+    assert sequence.embedding is not None
+    wanted = expected_embedding(sequence, is_encoder=is_encoder)
+    assert np.allclose(sequence.embedding, wanted, rtol=1e-6, atol=0)
+
+
 def check_output(sequence: Sequence) -> None:
     """All of what it says alone, or the beginning if its caller left."""
+    if sequence.pool is not None:
+        return check_embedding(sequence)
     output = list(sequence.output)
     del sequence.tokens[sequence.prompt_len :]
     wanted = expected_output(sequence, VOCAB)

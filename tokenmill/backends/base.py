@@ -93,15 +93,18 @@ class StepInput:
     window_tables: I32Array | None = None  # [S, B] as block_tables, if limits.window_blocks
     window_copies: I32Array | None = None  # [C, 2] as copies, in the pool of those layers
     want_logits: bool = False
+    pooled: I32Array | None = None  # [E] ascending indices into tokens; see StepOutput.hidden
+    segments: I32Array | None = None  # [T] which of two texts each is of; None: all of the first
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a step gave: [R] sampled tokens, and logits and log probabilities where wanted."""
+    """What a step gave: [R] sampled tokens; logits, log probabilities and states where wanted."""
 
     tokens: I32Array | None
     logits: F32Array | None  # [R, vocab_size]
     logprobs: "Logprobs | None" = None
+    hidden: F32Array | None = None  # [E, K] what the layers made of the pooled tokens, normed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,7 @@ class StepLimits:
     window: int = 0  # positions that layers with a pool of their own see; 0: none has one
     window_blocks: int = 0  # blocks in that pool
     logprobs: int = 20  # most likely tokens that a step can report for a row
+    is_encoder: bool = False  # tokens see those behind them, so that a step has whole sequences
 
 
 MAX_WINDOW_DRAFTS = BLOCK_SIZE
@@ -151,8 +155,11 @@ class CompiledModel(Protocol):
     @property
     def limits(self) -> StepLimits: ...
 
-    def warm_up(self) -> None:
-        """Have ready what steps of all sizes need, so that none waits for it; may take seconds."""
+    def warm_up(self, *, pools: bool = False) -> None:
+        """Have ready what steps of all sizes need, so that none waits for it; may take seconds.
+
+        What only steps with pooled tokens need is left for later, unless the model `pools`.
+        """
         ...
 
     def post(self, step: StepInput) -> None:

@@ -1,9 +1,9 @@
 """Arguments that several commands share, and what is made of them."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 from typing import TYPE_CHECKING
 
-from tokenmill.config import ACTIVATIONS, KV_CACHES, QUANTIZATIONS, EngineConfig
+from tokenmill.config import ACTIVATIONS, KV_CACHES, POOLINGS, QUANTIZATIONS, EngineConfig
 from tokenmill.models.sources.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ TOP_P = 0.95
 _ENGINE_FIELDS = (
     *("model", "quantization", "activations", "kv_cache"),
     *("threads", "max_model_len", "speculative", "num_speculative_tokens", "offline"),
+    *("pooling", "normalize"),
 )
 _SCHEDULING_FIELDS = (
     *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"),
@@ -69,6 +70,19 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         default=EngineConfig().num_speculative_tokens,
         help="guesses for a sequence in one step, at most (default: %(default)s)",
+    )
+    group.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="auto",
+        help="what embeddings are made of: the last token, the mean of all, or the first (cls); "
+        "auto: as the model's files say, else the first of an encoder and the last of others "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--normalize",
+        action=BooleanOptionalAction,
+        help="bring embeddings to length 1 (default: as the model's files say, else yes)",
     )
     group.add_argument("--offline", action="store_true", help="do not use the network")
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "serve a model over HTTP, as OpenAI's API has it",
     "run": "generate text from a prompt",
     "chat": "talk with a model",
+    "embed": "make vectors of texts",
     "quantize": "write a model's GGUF file anew in 8 or 4 bits",
     "pull": "fetch a model and verify it",
     "models": "list models and what they take of the disk, or delete them",

@@ -144,7 +144,10 @@ def _serve(engine_config: EngineConfig, config: "ServerConfig") -> None:
         llm.warm_up()
         address = serving.address_of(bound)
         is_drained = serving.serve(
-            llm, config, bound, on_ready=lambda: print(_greeting(address, config), file=sys.stderr)
+            llm,
+            config,
+            bound,
+            on_ready=lambda: print(_greeting(address, config, llm), file=sys.stderr),
         )
     print("stopped" if is_drained else "stopped; some answers were cut off", file=sys.stderr)
 
@@ -159,6 +162,9 @@ def capacity(llm: "LLM") -> str:
     """In plain words, what fits into the KV cache."""
     from tokenmill.backends.base import BLOCK_SIZE
 
+    limits = llm.loaded.compiled.limits
+    if limits.is_encoder:
+        return f"texts of up to {llm.max_model_len:,} tokens, {limits.tokens:,} tokens in a step"
     length = min(llm.max_model_len, _SHOWN_LEN)
     num_tokens = llm.loaded.compiled.limits.blocks * BLOCK_SIZE
     fitting = num_tokens // length
@@ -169,13 +175,18 @@ def capacity(llm: "LLM") -> str:
     return told
 
 
-def _greeting(address: str, config: "ServerConfig") -> str:
+def _greeting(address: str, config: "ServerConfig", llm: "LLM") -> str:
     key = ' -H "Authorization: Bearer $TOKENMILL_API_KEY"' if config.api_keys else ""
-    message = {"role": "user", "content": "Hello"}
-    body = json.dumps({"model": config.model_names[0], "messages": [message]})
+    path = "chat/completions"
+    ask: dict[str, object] = {"messages": [{"role": "user", "content": "Hello"}]}
+    if llm.embedder.is_cross_encoder:
+        path, ask = "score", {"text_1": "Hello", "text_2": ["Hi", "Bye"]}
+    elif llm.loaded.compiled.limits.is_encoder:
+        path, ask = "embeddings", {"input": "Hello"}
+    body = json.dumps({"model": config.model_names[0], **ask})
     return (
         f"ready: {address}\n"
-        f"try:   curl {address}/v1/chat/completions{key} "
+        f"try:   curl {address}/v1/{path}{key} "
         f"-H 'Content-Type: application/json' -d '{body}'"
     )
 

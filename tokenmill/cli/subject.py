@@ -6,7 +6,7 @@ from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.ir.graph import Graph, Node
 from tokenmill.ir.ops import OPS
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.config import Experts, LayerKind, ModelConfig, Rope
+from tokenmill.models.config import Encoder, Experts, LayerKind, ModelConfig, Rope
 from tokenmill.models.provenance import Origins, trace_build
 from tokenmill.models.sources import LocalSource, fetch, parse_source
 from tokenmill.models.weights import target_formats
@@ -44,6 +44,14 @@ _OTHERS = (
         architecture="qwen3moe",
         name="a small Qwen3-MoE",
         experts=Experts(count=16, per_token=2, size=192, is_renormalized=True),
+    ),
+    replace(
+        _EXAMPLE,
+        architecture="bert",
+        name="a small BERT",
+        layers=(LayerKind(rope=None),) * 6,
+        num_kv_heads=9,
+        encoder=Encoder(num_positions=512, first_position=0, num_segments=2),
     ),
 )
 """Between them they have the operations that a Llama lacks."""

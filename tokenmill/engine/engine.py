@@ -91,7 +91,7 @@ class Engine:
             self._live.update(sequences)
             self._commands.put(lambda: self._add(list(sequences)))
 
-    def check_count(self, num_prompts: int, num_samples: int) -> None:
+    def check_count(self, num_prompts: int, num_samples: int, name: str = "prompt") -> None:
         """UsageError where so many prompts, with so many samples each, could never be queued."""
         if self._max_waiting is None:
             return
@@ -100,7 +100,7 @@ class Engine:
             raise UsageError(f"n is {num_samples}, but at most {room} sequences may run and wait")
         if num_prompts * num_samples > room:
             raise UsageError(
-                f"prompt has {num_prompts} prompts of {num_samples} samples each, but at most "
+                f"{name} has {num_prompts} prompts of {num_samples} samples each, but at most "
                 f"{room} sequences may run and wait"
             )
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from tokenmill.backends.base import StepLimits
 from tokenmill.engine.prompts import Prompt, prompt_text_and_ids
 from tokenmill.engine.request import Request, Sample, Sink
-from tokenmill.engine.sequence import longest_prompt, make_sequence
+from tokenmill.engine.sequence import longest_prompt, make_pooled_sequence, make_sequence
 from tokenmill.engine.text_stream import TextStream
+from tokenmill.errors import UsageError
 from tokenmill.sampling.logit_rules import bad_word_ids
 from tokenmill.sampling.params import SamplingParams, sequence_seed
+from tokenmill.sampling.pooling import PoolingParams
 
 if TYPE_CHECKING:
     from tokenmill.models.tokenizer import Tokenizer
@@ -45,6 +47,10 @@ class Intake:
         cache_salt: str = "",
     ) -> Request:
         """A request with `params.n` samples; see LLM.make_request."""
+        if self._limits.is_encoder:
+            raise UsageError(
+                "the model is an encoder, which generates no text: ask for embeddings or scores"
+            )
         text, ids = prompt_text_and_ids(name, prompt, self._tokenizer.encode)
         ids = self._truncated(ids, params)
         first = make_sequence(
@@ -73,6 +79,50 @@ class Intake:
             ],
             sink=sink,
             is_streaming=is_streaming,
+        )
+
+    def make_pooled_request(
+        self,
+        prompt: Prompt,
+        params: PoolingParams,
+        *,
+        sink: Sink,
+        name: str,
+        second: str | None = None,
+        longest: int | None = None,
+        add_special_tokens: bool = True,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> Request:
+        """A request for an embedding; see Embedder.request."""
+        second_start = None
+
+        def encode(text: str) -> list[int]:
+            nonlocal second_start
+            ids, second_start = self._tokenizer.encode_pair(
+                text, second, longest=longest, add_special_tokens=add_special_tokens
+            )
+            return ids
+
+        text, ids = prompt_text_and_ids(name, prompt, encode)
+        ids = ids[:longest]
+        sequence = make_pooled_sequence(
+            name,
+            ids,
+            params,
+            limits=self._limits,
+            max_model_len=self._max_model_len,
+            second_start=second_start,
+            priority=priority,
+        )
+        silent = self._text_stream(sequence.params)
+        return Request(
+            request_id=f"request-{next(self._numbers)}" if request_id is None else request_id,
+            prompt=text,
+            prompt_token_ids=list(ids),
+            params=sequence.params,
+            samples=[Sample(index=0, sequence=sequence, text=silent)],
+            sink=sink,
         )
 
     def _truncated(self, ids: SequenceOf[int], params: SamplingParams) -> SequenceOf[int]:

@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Self
 from tokenmill.backends.base import BLOCK_SIZE, StepLimits
 from tokenmill.config import EngineConfig
 from tokenmill.engine.draft_model import DraftModel
+from tokenmill.engine.embedder import Embedder
+from tokenmill.engine.embedding import (
+    EmbeddingRequestOutput,
+    Pairs,
+    ScoringRequestOutput,
+    embedding_output,
+)
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.intake import Intake
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
@@ -25,6 +32,7 @@ from tokenmill.engine.request import Delivery, EngineDeadError, Event, Request, 
 from tokenmill.engine.speculation import NgramDrafter, Speculator
 from tokenmill.errors import UsageError
 from tokenmill.sampling.params import SamplingParams
+from tokenmill.sampling.pooling import PoolingParams
 
 if TYPE_CHECKING:
     from tokenmill.models.loader import LoadedModel
@@ -59,6 +67,8 @@ class LLM:
         speculative: str = "off",
         num_speculative_tokens: int = 4,
         max_waiting: int | None = None,
+        pooling: str = "auto",
+        normalize: bool | None = None,
         offline: bool = False,
         progress: "Progress | None" = None,
         loaded: "LoadedModel | None" = None,
@@ -78,6 +88,8 @@ class LLM:
             speculative=speculative,
             num_speculative_tokens=num_speculative_tokens,
             max_waiting=max_waiting,
+            pooling=pooling,
+            normalize=normalize,
             offline=offline,
         )
         self.loaded = loaded or _load(self.config, progress)
@@ -103,6 +115,7 @@ class LLM:
             ),
             longest_model_len=self.loaded.config.longest_context,
         )
+        self.embedder = Embedder(self.loaded, self.config, self._intake, self.max_model_len)
         self.engine = Engine(
             self.loaded.compiled,
             has_prefix_cache=enable_prefix_caching,
@@ -144,6 +157,59 @@ class LLM:
             self.make_request(prompt, params[index], name=f"prompt {index}", sink=events.put)
             for index, prompt in enumerate(listed)
         ]
+        return self._outputs(requests, events, progress)
+
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        pooling_params: PoolingParams | None = None,
+        truncate_prompt_tokens: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """The embeddings of prompts, in their order; a prompt may have the forms of `generate`.
+
+        By default pooled as the model's files or `pooling` and `normalize` say. Of a longer prompt
+        the first `truncate_prompt_tokens` are taken; -1: as many as the model takes.
+        Raises UsageError or CapacityError that names the prompt, before anything runs.
+        """
+        params = self.embedder.params() if pooling_params is None else pooling_params
+        self.embedder.check(params)
+        longest = self.embedder.longest(truncate_prompt_tokens)
+        events: SimpleQueue[list[Delivery]] = SimpleQueue()
+        requests = [
+            self.embedder.request(
+                prompt, params, name=f"prompt {index}", sink=events.put, longest=longest
+            )
+            for index, prompt in enumerate(prompt_list(prompts))
+        ]
+        return [embedding_output(output) for output in self._outputs(requests, events, progress)]
+
+    def score(
+        self,
+        text_1: str | Sequence[str],
+        text_2: str | Sequence[str],
+        *,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well texts fit: one with each of many, or those of two lists of one length in turn.
+
+        A cross-encoder reads both together and its scores lie between 0 and 1; of any other model
+        it is the cosine of two embeddings. Raises UsageError or CapacityError.
+        """
+        pairs = Pairs.of(text_1, text_2)
+        longest = self.embedder.longest(truncate_prompt_tokens)
+        events: SimpleQueue[list[Delivery]] = SimpleQueue()
+        requests = self.embedder.score_requests(pairs, sink=events.put, longest=longest)
+        return self.embedder.scores(pairs, self._outputs(requests, events, None))
+
+    def _outputs(
+        self,
+        requests: list[Request],
+        events: "SimpleQueue[list[Delivery]]",
+        progress: Callable[[int, int], None] | None,
+    ) -> list[RequestOutput]:
+        """Run requests that tell `events` of them, to their ends."""
         outputs: dict[Request, RequestOutput] = {}
         try:
             self.engine.submit(requests)
@@ -220,7 +286,7 @@ class LLM:
 
     def warm_up(self) -> None:
         """Compile what steps of all sizes need, so that no request waits for it."""
-        self.loaded.compiled.warm_up()
+        self.loaded.compiled.warm_up(pools=self.embedder.is_expected)
         if self.draft is not None:
             self.draft.compiled.warm_up()
 
@@ -242,6 +308,10 @@ class LLM:
     def _speculator(self, limits: StepLimits, progress: "Progress | None") -> Speculator | None:
         """Who guesses ahead, if anybody."""
         num_tokens = self.config.num_speculative_tokens
+        if self.config.speculative != "off" and limits.is_encoder:
+            raise UsageError(
+                f"speculative is {self.config.speculative!r}, but an encoder generates no text"
+            )
         if self.config.speculative == "off":
             return None
         if self.config.speculative == "ngram":
@@ -255,6 +325,8 @@ class LLM:
         )
         self.draft = _load(config, progress, target=limits)
         try:
+            if self.draft.compiled.limits.is_encoder:
+                raise UsageError(f"speculative is {config.model!r}, which generates no text")
             return Speculator(DraftModel(self.draft.compiled, limits), num_tokens)
         except BaseException:
             self.draft.compiled.close()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tokenmill.backends.base import F32Array
+
 FinishReason = Literal["stop", "length", "abort"]
 """An end or stop token or a stop string; the limit of tokens; the caller went away."""
 
@@ -61,6 +63,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     outputs: list[CompletionOutput]
+    embedding: F32Array | None = None  # [K], if that is what was asked for
     num_cached_tokens: int = 0
     timings: Timings
 

@@ -30,7 +30,7 @@ from tokenmill.engine.logprobs import row_logprobs
 from tokenmill.engine.outputs import FinishReason
 from tokenmill.engine.sequence import NO_SLOT, Sequence
 from tokenmill.engine.stats import Counters
-from tokenmill.engine.step import Chunk, Step
+from tokenmill.engine.step import Chunk, Step, commit_states
 from tokenmill.kv.block_pool import BlockPool, blocks_for
 from tokenmill.kv.window_blocks import WindowBlocks, WindowTable
 
@@ -87,7 +87,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.counters = Counters()
-        self._has_prefix_cache = has_prefix_cache
+        self._is_encoder = limits.is_encoder
+        self._has_prefix_cache = has_prefix_cache and not limits.is_encoder
         self._max_drafts = limits.tokens if self.windows is None else MAX_WINDOW_DRAFTS
         self._max_step_tokens = limits.tokens
         self._max_step_rows = limits.rows
@@ -121,12 +122,15 @@ class Scheduler:
         num_preemptions = self.counters.num_preemptions
         self._make_way()
         plan.num_draft_rows = plan.num_rows - len(self.running)
-        self._continue_running(plan)
+        if not self._is_encoder:
+            self._continue_running(plan)
         if prompt_budget is not None and plan.lengths:
             plan.num_tokens = min(plan.num_tokens, prompt_budget)
         # Whoever was preempted in this call stays out of the step: its token may be in flight.
         plan.is_closed = self.counters.num_preemptions != num_preemptions
-        if self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank):
+        if self._is_encoder:
+            self._compute_whole(plan)
+        elif self._compute_prompts(plan, (plan.num_tokens + 1) // 2, _by_rank):
             self._compute_prompts(plan, plan.num_tokens, _by_size)
         chunks = [self._take(plan, *granted) for granted in plan.lengths.items()]
         chunks = [chunk for chunk in chunks if chunk.length]
@@ -139,14 +143,15 @@ class Scheduler:
         A sequence that had ended when the step was already on its way drops its tokens.
         """
         tokens = [] if output.tokens is None else output.tokens.tolist()
-        advanced, row = [], 0
+        advanced, row, state = [], 0, 0
         for chunk in step.chunks:
             if chunk.sequence.finish_reason is None:
                 self._commit_chunk(chunk, output, tokens, row)
-                if chunk.is_sampled:
+                if commit_states(chunk, output, state) or chunk.is_sampled:
                     advanced.append(chunk.sequence)
             chunk.sequence.num_in_flight -= chunk.num_sampled
             row += chunk.num_rows
+            state += chunk.num_pooled
         for sequence in advanced:
             if sequence.finish_reason is not None:
                 self._remove(sequence)
@@ -236,6 +241,16 @@ class Scheduler:
                 break
         return bool(candidates)
 
+    def _compute_whole(self, plan: _Plan) -> None:
+        """Sequences of an encoder, each in one piece, in order of rank; nobody is overtaken."""
+        for sequence in [*self.running, *self.waiting]:
+            if sequence.num_pending > plan.num_tokens:
+                return
+            if sequence.slot == NO_SLOT and not self._admit(sequence, plan):
+                return
+            if sequence.num_pending:
+                plan.grant(sequence, sequence.num_pending)
+
     def _take(self, plan: _Plan, sequence: Sequence, length: int) -> Chunk:
         """Count the next positions as computed: `length`, or as many as there are rows for."""
         start, drafts = sequence.num_computed, tuple(sequence.drafts)
@@ -243,17 +258,20 @@ class Scheduler:
         end = start + length
         if sequence.num_to_score > scored_start:
             end = min(end, scored_start + plan.num_rows)
-        elif end == sequence.num_known and not plan.num_rows:
+        elif end == sequence.num_known and not plan.num_rows and sequence.pool is None:
             end -= 1
+        first_pooled, num_pooled = sequence.pool.wanted(start, end) if sequence.pool else (0, 0)
         chunk = Chunk(
             sequence=sequence,
             start=start,
             length=end - start,
-            is_sampled=end - len(drafts) == sequence.num_known,
+            is_sampled=end - len(drafts) == sequence.num_known and sequence.pool is None,
             drafts=drafts,
             scored_start=scored_start,
             num_scored=max(0, min(end, sequence.num_to_score) - scored_start),
             blocks=sequence.blocks,
+            pooled_start=first_pooled,
+            num_pooled=num_pooled,
         )
         if self.windows is not None and end > start:
             self.windows.extend(sequence.windows, end)
@@ -262,6 +280,8 @@ class Scheduler:
         sequence.num_computed = end
         sequence.num_scored = max(sequence.num_scored, scored_start + chunk.num_scored)
         sequence.num_in_flight += chunk.num_sampled
+        if sequence.pool is not None:
+            sequence.pool.num_planned = max(sequence.pool.num_planned, end)
         return chunk
 
     def _commit_chunk(self, chunk: Chunk, output: StepOutput, tokens: list[int], row: int) -> None:
@@ -342,7 +362,7 @@ class Scheduler:
         parent = sequence.parent
         if parent is not None and parent.finish_reason is None and not sequence.num_output:
             return parent.slot != NO_SLOT and parent.num_computed >= sequence.prompt_len
-        if not self._expected or sequence.num_to_score > sequence.num_scored:
+        if not self._expected or sequence.num_reusable < len(sequence.tokens) - 1:
             return True
         names = sequence.names()
         num_found = len(self.pool.find(names))
@@ -358,10 +378,7 @@ class Scheduler:
         elif self._has_prefix_cache:
             blocks = self.pool.find(sequence.names())
             num_computed = len(blocks) * BLOCK_SIZE
-        if sequence.num_to_score > sequence.num_scored:
-            num_computed = min(num_computed, sequence.num_scored)
-        # The last token is computed in any case: its logits are wanted.
-        num_computed = min(num_computed, len(sequence.tokens) - 1)
+        num_computed = min(num_computed, sequence.num_reusable)
         windows: list[int] = []
         if self.windows is not None and num_computed:
             find = partial(self._find_window, sequence)

@@ -3,16 +3,19 @@
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from tokenmill.backends.base import BLOCK_SIZE, StepLimits
+from tokenmill.backends.base import BLOCK_SIZE, F32Array, StepLimits
 from tokenmill.engine.outputs import FinishReason, TokenLogprobs
+from tokenmill.engine.pooling import Pool, check_length
 from tokenmill.errors import CapacityError, UsageError
 from tokenmill.kv.block_hash import extend_names, root_name
 from tokenmill.kv.window_blocks import WindowTable
 from tokenmill.sampling.logit_rules import NO_RULES, LogitRules, make_rules
 from tokenmill.sampling.pace import Pace
 from tokenmill.sampling.params import SamplingParams
+from tokenmill.sampling.pooling import PoolingParams
 
 NO_SLOT = -1
+_NOT_SAMPLED = SamplingParams(temperature=0.0, max_tokens=1)
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -36,6 +39,7 @@ class Sequence:
     priority: int = 0  # the lower, the sooner
     root: bytes = field(default_factory=lambda: root_name(""))
     parent: "Sequence | None" = None  # computes the same prompt, to share it
+    pool: Pool | None = None  # its prompt is pooled, and nothing sampled
 
     arrival: int = -1  # the scheduler counts
     slot: int = NO_SLOT  # native slot, while it runs
@@ -55,6 +59,7 @@ class Sequence:
     history: dict[int, int] | None = None  # token id -> count in the output, where penalised
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
+    embedding: F32Array | None = None  # of a pooled one, once it has finished
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 
@@ -106,6 +111,19 @@ class Sequence:
     def num_to_score(self) -> int:
         """Prompt positions whose log probabilities are wanted: each tells of the next token."""
         return 0 if self.params.prompt_logprobs is None else self.prompt_len - 1
+
+    @property
+    def num_reusable(self) -> int:
+        """Positions that need not be computed where they are in the cache.
+
+        Those behind are computed for what they give; the last one always is.
+        """
+        num_reusable = len(self.tokens) - 1
+        if self.num_to_score > self.num_scored:
+            num_reusable = min(num_reusable, self.num_scored)
+        if self.pool is not None and (wanted := self.pool.next_wanted) is not None:
+            num_reusable = min(num_reusable, wanted)
+        return num_reusable
 
     @property
     def output(self) -> list[int]:
@@ -181,6 +199,34 @@ def make_sequence(
         priority=priority,
         root=root_name(cache_salt),
         parent=parent,
+    )
+
+
+def make_pooled_sequence(
+    name: str,
+    prompt: SequenceOf[int],
+    params: PoolingParams,
+    *,
+    limits: StepLimits,
+    max_model_len: int,
+    second_start: int | None = None,
+    priority: int = 0,
+) -> Sequence:
+    """A sequence of which an embedding is wanted.
+
+    Raises UsageError or CapacityError, which begin with `name`, where it could never run.
+    """
+    check_length(name, prompt, limits, max_model_len)
+    _check_prompt(name, prompt, limits.vocab_size)
+    return Sequence(
+        prompt_len=len(prompt),
+        tokens=list(prompt),
+        params=_NOT_SAMPLED,
+        seed=0,
+        stop_token_ids=frozenset(),
+        length_limit=len(prompt) + 1,
+        priority=priority,
+        pool=Pool(params=params, span=params.span(len(prompt)), second_start=second_start),
     )
 
 

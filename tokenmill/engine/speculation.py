@@ -77,7 +77,10 @@ class Speculator:
         for sequence in running:
             sequence.drafts = []
             sequence.is_speculating = (
-                room > 0 and sequence.history is None and sequence.pace.is_on(len(sequence.tokens))
+                room > 0
+                and sequence.history is None
+                and sequence.pool is None
+                and sequence.pace.is_on(len(sequence.tokens))
             )
         self._drafter.keep_only(running)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from tokenmill.backends.base import StepOutput
 from tokenmill.engine.sequence import Sequence
 
 
@@ -14,7 +15,8 @@ class Chunk(NamedTuple):
         [ start ... [ scored ....) ... | sampled row(s) )
 
     Rows of logits are wanted at the `num_scored` positions from `scored_start` on, for the log
-    probabilities of the prompt, and, if it `is_sampled`, at the last known token and each draft.
+    probabilities of the prompt, and, if it `is_sampled`, at the last known token and each draft;
+    hidden states at the `num_pooled` positions from `pooled_start` on.
     """
 
     sequence: Sequence
@@ -25,6 +27,8 @@ class Chunk(NamedTuple):
     scored_start: int
     num_scored: int
     blocks: list[int]  # the sequence's table at the time; it has another after a preemption
+    pooled_start: int = 0
+    num_pooled: int = 0
 
     @property
     def num_sampled(self) -> int:
@@ -67,3 +71,18 @@ class Step:
             chunk.drafts or (chunk.is_sampled and chunk.sequence.needs_tokens)
             for chunk in self.chunks
         )
+
+
+def commit_states(chunk: Chunk, output: StepOutput, row: int) -> bool:
+    """Take in the states of a chunk, `row` being its first; True: they were the last."""
+    sequence = chunk.sequence
+    if sequence.pool is None:
+        return False
+    if chunk.num_pooled:
+        assert output.hidden is not None
+        sequence.pool.add(output.hidden[row : row + chunk.num_pooled])
+    if chunk.start + chunk.length < sequence.prompt_len:
+        return False
+    sequence.embedding = sequence.pool.embedding()
+    sequence.finish_reason = "stop"
+    return True

@@ -73,6 +73,8 @@ class StepBuilder:
             copies=_copies(step.copies),
             window_tables=None if self._window_tables is None else self._window_tables[slots],
             window_copies=_copies(step.window_copies),
+            pooled=_pooled(chunks),
+            segments=_segments(chunks),
         )
 
     def _show_blocks(self, sequence: Sequence) -> None:
@@ -143,6 +145,31 @@ def _rows(chunks: list[Chunk]) -> Iterator[_Row]:
         last = chunk.start + chunk.length - len(chunk.drafts) - 1
         for guess in range(chunk.num_sampled):
             yield _Row(chunk, shift + last + guess, last + guess, guess, True)
+
+
+def _pooled(chunks: list[Chunk]) -> I32Array | None:
+    """[E] the tokens whose states are wanted, as indices into the step's; None: none is."""
+    if not any(chunk.sequence.pool for chunk in chunks):
+        return None
+    indices: list[int] = []
+    end = 0
+    for chunk in chunks:
+        first = end + chunk.pooled_start - chunk.start
+        indices += range(first, first + chunk.num_pooled)
+        end += chunk.length
+    return np.array(indices, np.int32)
+
+
+def _segments(chunks: list[Chunk]) -> I32Array | None:
+    """[T] 1 for the tokens of the second text of a pair; None: there are no pairs."""
+    starts = [c.sequence.pool.second_start if c.sequence.pool else None for c in chunks]
+    if all(start is None for start in starts):
+        return None
+    parts = [
+        np.arange(c.start, c.start + c.length) >= (c.sequence.prompt_len if s is None else s)
+        for c, s in zip(chunks, starts, strict=True)
+    ]
+    return np.concatenate(parts).astype(np.int32)
 
 
 def _tokens(chunks: list[Chunk]) -> I32Array:

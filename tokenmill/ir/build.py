@@ -52,6 +52,14 @@ class FunctionBuilder:
     def rmsnorm(self, x: Value, weight: Value, *, eps: float) -> Value:
         return self.emit("rmsnorm", x, weight, eps=eps)
 
+    def embed_place(self, place: Value, table: Value, *, by: str, offset: int = 0) -> Value:
+        """A row of the table for each token, `by` its position or by its segment."""
+        attrs: dict[str, Attr] = {"by": by, **({"offset": offset} if offset else {})}
+        return self.node("embed_place", (place, table), attrs, f"{by}s")
+
+    def layer_norm(self, x: Value, weight: Value, bias: Value, *, eps: float) -> Value:
+        return self.emit("layer_norm", x, weight, bias, eps=eps)
+
     def linear(self, x: Value, weight: Value, bias: Value | None = None) -> Value:
         operands = (x, weight) if bias is None else (x, weight, bias)
         return self.emit("linear", *operands, name=weight.name[1:])
@@ -81,11 +89,13 @@ class FunctionBuilder:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        is_causal: bool = True,
     ) -> Value:
         """A `window` or `softcap` of 0 is none."""
         attrs: dict[str, Attr] = {"head_dim": head_dim, "scale": scale}
         attrs |= {"window": window} if window else {}
         attrs |= {"softcap": softcap} if softcap else {}
+        attrs |= {} if is_causal else {"causal": False}
         return self.node("attention", (q, kv, place), attrs, "attention")
 
     def silu(self, x: Value) -> Value:
@@ -93,6 +103,9 @@ class FunctionBuilder:
 
     def gelu(self, x: Value) -> Value:
         return self.emit("gelu", x)
+
+    def gelu_erf(self, x: Value) -> Value:
+        return self.emit("gelu_erf", x)
 
     def scale(self, x: Value, by: float) -> Value:
         """x * by; x itself where that is 1."""

@@ -2,9 +2,10 @@
 
 A graph is a few functions. `main` is the step; a function that `repeat` names is the body of a
 run of layers, and its weight `@q` stands for `layers.0.q`, `layers.1.q` and so on. Sizes may be
-symbolic: `T` tokens in the step, `R` rows whose logits are wanted, `S` sequences. Of a step that a
-backend runs, `main` takes the tokens `i32[T]`, their `place[T]`, the rows `i32[R]` and
-`sampling[R]`, and returns the logits first.
+symbolic: `T` tokens in the step, `R` rows whose logits are wanted, `S` sequences, `E` tokens whose
+last hidden states are wanted. Of a step that a backend runs, `main` takes the tokens `i32[T]`,
+their `place[T]`, and the rows `i32[R]` and `sampling[R]`, and returns the logits first; or it takes
+the tokens `i32[E]` to be pooled and returns their states `f32[E,K]`; or does both.
 
 A value is known by its name (`%x`), a weight by its own (`@embed`); names are unique in a
 function, the inside of a `fused` node included. A `fused` node shows the results of some of the

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, R rows, S sequences, K inputs, N outputs, H query head
 D dimensions a head, P positions, E experts, C experts that a token chooses.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,6 +34,7 @@ class Place:
     blocks_SB: IntArray
     block_size: int
     window_blocks_SB: IntArray | None = None
+    segments_T: IntArray | None = None  # which of two texts each is of; None: all of the first
 
     def table(self, *, is_windowed: bool) -> IntArray:
         """The blocks [S, B] of one kind of cache."""
@@ -61,11 +63,27 @@ def embed(tokens_T: IntArray, table: Weight) -> F32Array:
     return table.take_rows(tokens_T).dequantize()
 
 
+def embed_place(place: Place, table: Weight, *, by: str, offset: int = 0) -> F32Array:
+    """A row of the table for each token, `by` its position or by its segment."""
+    rows = place.positions_T if by == "position" else place.segments_T
+    rows = np.zeros_like(place.positions_T) if rows is None else rows
+    return table.take_rows(rows + offset).dequantize()
+
+
 def rmsnorm(x_TK: F32Array, weight: Weight, *, eps: float) -> F32Array:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
     mean_T = lane_sum(x_TK * x_TK) / np.float32(x_TK.shape[-1])
     scale_T = np.float32(1.0) / np.sqrt(mean_T + np.float32(eps))
     out_TK: F32Array = x_TK * scale_T[:, None] * weight.dequantize()[0]
+    return out_TK
+
+
+def layer_norm(x_TK: F32Array, weight: Weight, bias: Weight, *, eps: float) -> F32Array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba, Kiros and Hinton 2016)."""
+    size = np.float32(x_TK.shape[-1])
+    x_TK = x_TK - (lane_sum(x_TK) / size)[:, None]
+    scale_T = np.float32(1.0) / np.sqrt(lane_sum(x_TK * x_TK) / size + np.float32(eps))
+    out_TK: F32Array = x_TK * scale_T[:, None] * weight.dequantize()[0] + bias.dequantize()[0]
     return out_TK
 
 
@@ -208,15 +226,19 @@ def attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    causal: bool = True,
 ) -> F32Array:
-    """Causal attention of each token over its sequence's cache, heads grouped.
+    """Attention of each token over its sequence's cache, heads grouped.
 
+    If `causal`, up to its own position; else up to the last that its sequence has in this step.
     With a `window`, a token sees so many positions, its own the last; with a `softcap`, scores
     are bent to stay within it.
     """
     out_TN = np.empty_like(q_TN)
-    for t, position in enumerate(place.positions_T):
-        keys, values = cache.read(place, int(place.sequences_T[t]), int(position) + 1)
+    for t, (sequence, last) in enumerate(zip(place.sequences_T, place.positions_T, strict=True)):
+        if not causal:
+            last = place.positions_T[place.sequences_T == sequence].max()
+        keys, values = cache.read(place, int(sequence), int(last) + 1)
         q_GHD = q_TN[t].reshape(keys.shape[1], -1, head_dim)
         first = max(0, len(keys) - window) if window else 0
         out_TN[t] = _attend(q_GHD, keys, values, first, scale, softcap).reshape(-1)
@@ -259,6 +281,14 @@ def gelu(x: F32Array) -> F32Array:
     u = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
     with np.errstate(over="ignore"):
         out: F32Array = np.divide(x, np.float32(1) + np.exp(np.float32(-2) * u))
+    return out
+
+
+def gelu_erf(x: F32Array) -> F32Array:
+    """x * Phi(x), the normal distribution by its error function."""
+    scaled = (x / np.sqrt(2)).astype(np.float64)
+    erf = np.frompyfunc(math.erf, 1, 1)(scaled).astype(np.float64)
+    out: F32Array = (x * (0.5 + 0.5 * erf)).astype(np.float32)
     return out
 
 

@@ -76,11 +76,26 @@ def _infer_embed(types: Sequence[Type], node: Node) -> Type:
     return Type("f32", (rows, k))
 
 
+def _infer_embed_place(types: Sequence[Type], node: Node) -> Type:
+    place, table = types
+    rows, (_, k) = _count(place, "place", "the place"), _matrix(table, "the table")
+    _require(table.dtype in WEIGHTS, f"the table must be a weight, is {table}")
+    _require(node.string("by") in ("position", "segment"), f"nothing lies by {node.attr('by')}")
+    offset = node.integer("offset") if "offset" in dict(node.attrs) else 0
+    _require(offset >= 0, "an offset must not be negative")
+    return Type("f32", (rows, k))
+
+
 def _infer_rmsnorm(types: Sequence[Type], node: Node) -> Type:
     x, weight = types
     _require(x.dtype == "f32", f"x must be f32, is {x}")
     _vector(weight, "the weight", _matrix(x, "x")[1])
     return x
+
+
+def _infer_layer_norm(types: Sequence[Type], node: Node) -> Type:
+    _vector(types[2], "the bias", _matrix(types[0], "x")[1])
+    return _infer_rmsnorm(types[:2], node)
 
 
 def _infer_head_norm(types: Sequence[Type], node: Node) -> Type:
@@ -155,6 +170,7 @@ def _infer_attention(types: Sequence[Type], node: Node) -> Type:
     given = dict(node.attrs)
     window = node.integer("window") if "window" in given else 0
     _require("window" not in given or window > 0, "a window must hold a position")
+    _require(not window or bool(given.get("causal", True)), "a window looks back only")
     _require(not kept or 0 < window <= kept[0], f"a window of {window or 'all'} over {kv}")
     return Type("f32", q.shape)
 
@@ -261,12 +277,28 @@ OPS: dict[str, Op] = {
             reference=numerics.embed,
         ),
         Op(
+            name="embed_place",
+            operands=("place", "table"),
+            attrs={"by": str, "offset?": int},
+            infer=_infer_embed_place,
+            flops=_per_element(0),
+            reference=numerics.embed_place,
+        ),
+        Op(
             name="rmsnorm",
             operands=("x", "weight"),
             attrs={"eps": float},
             infer=_infer_rmsnorm,
             flops=_per_element(4),
             reference=numerics.rmsnorm,
+        ),
+        Op(
+            name="layer_norm",
+            operands=("x", "weight", "bias"),
+            attrs={"eps": float},
+            infer=_infer_layer_norm,
+            flops=_per_element(7),
+            reference=numerics.layer_norm,
         ),
         Op(
             name="head_norm",
@@ -311,7 +343,10 @@ OPS: dict[str, Op] = {
         Op(
             name="attention",
             operands=("q", "kv", "place"),
-            attrs={"head_dim": int, "scale": float, "window?": int, "softcap?": float},
+            attrs={
+                **{"head_dim": int, "scale": float},
+                **{"window?": int, "softcap?": float, "causal?": bool},
+            },
             infer=_infer_attention,
             flops=_flops_attention,
             reference=numerics.attention,
@@ -331,6 +366,14 @@ OPS: dict[str, Op] = {
             infer=_infer_unary,
             flops=_per_element(8),
             reference=numerics.gelu,
+        ),
+        Op(
+            name="gelu_erf",
+            operands=("x",),
+            attrs={},
+            infer=_infer_unary,
+            flops=_per_element(16),
+            reference=numerics.gelu_erf,
         ),
         Op(
             name="scale",
@@ -477,7 +520,7 @@ def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes, *, cache: str) 
     made = sum(size_bytes(v.type, sizes) for v in node.results)
     read = sum(size_bytes(t, sizes) for t in types)
     match node.op:
-        case "embed":
+        case "embed" | "embed_place":
             rows = Type(types[1].dtype, node.result.type.shape)
             read = size_bytes(types[0], sizes) + size_bytes(rows, sizes)
         case "select_rows":

@@ -11,7 +11,8 @@ Linear.       Per output: groups of GROUP along k, ascending. One dot a group, f
               A format without scale adds the dot. The bias is added after the last group.
 Group sums.   Lane l of LANES takes x[l] + x[l + LANES]; then the tree.
 Norm.         Lane l takes x[l], x[l + LANES], ... squared, by fma, ascending; then the tree.
-              A head_norm counts l from its head's start.
+              A head_norm counts l from its head's start. A layer_norm adds x in the same way for
+              the mean, and then the squares of what is left.
 Attention.    Positions are split at multiples of KV_CHUNK, counted from the sequence's start;
               those before a window have no weight and are not read.
               In a chunk: q.k over the head's dimensions in stored order, the maximum, exp; lane l

@@ -9,7 +9,7 @@ from tokenmill.ir.ops import ACTIVATIONS, STRUCTURE, TypeMismatchError, infer
 
 _NAME = re.compile(r"[\w.]+")
 _DTYPES = (*ACTIVATIONS, *FORMATS, "w", "i32", "place", "sampling", "kv", "routes", "groups")
-_SYMBOLS = ("T", "R", "S")
+_SYMBOLS = ("T", "R", "S", "E")
 _REPEAT_ATTRS = {"prefix": str, "bodies": tuple, "order": tuple}
 
 

@@ -51,6 +51,10 @@ def nothing_merged(config: ModelConfig) -> Mapping[str, Mapping[str, int]]:
     return {}
 
 
+def nothing_unused(config: ModelConfig) -> frozenset[str]:
+    return frozenset()
+
+
 def keep(fields: Fields, config: ModelConfig) -> ModelConfig:
     """For an architecture that adds nothing of its own."""
     return config
@@ -60,14 +64,18 @@ def keep(fields: Fields, config: ModelConfig) -> ModelConfig:
 class Architecture:
     """One row of the table of architectures.
 
-    A name in `layer_names` that files give to another tensor than `LAYER_NAMES` says wins.
+    A name in `model_names` or `layer_names` wins over `MODEL_NAMES` or `LAYER_NAMES`.
     `hf_experts` says what stands before and behind the number of an expert in the names of tensors
     that become one of ours. `merged` tells of tensors that files keep in one: by canonical name of
-    the whole, the rows that each part takes, in order.
+    the whole, the rows that each part takes, in order. `unused` names tensors that files may have
+    and nothing needs.
     """
 
     name: str
     hf_class: str
+    hf_others: tuple[str, ...] = ()  # further class names
+    hf_prefix: str = ""  # what may stand before all names in Hugging Face's files
+    hf_layer_prefix: str = HF_LAYER_PREFIX
     build: Callable[[ModelConfig], Graph]
     from_hf: Complete
     from_gguf: Complete = keep
@@ -77,7 +85,9 @@ class Architecture:
     rope_theta: float = 10_000.0  # where config.json does not say
     activation: str = "silu"
     is_tied: bool = False  # where config.json does not say
+    model_names: Names = field(default_factory=dict)
     layer_names: Names = field(default_factory=dict)
+    unused: Callable[[ModelConfig], frozenset[str]] = nothing_unused
     hf_experts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     merged: Callable[[ModelConfig], Mapping[str, Mapping[str, int]]] = nothing_merged
     is_interleaved: bool = False  # GGUF files keep rows that rope turns together side by side

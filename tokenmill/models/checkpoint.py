@@ -16,7 +16,6 @@ from tokenmill.errors import ModelFileError, ModelNotFoundError, UnsupportedMode
 from tokenmill.ir.order import F32Array
 from tokenmill.models.architecture import (
     GGUF_LAYER_PREFIX,
-    HF_LAYER_PREFIX,
     LAYER_NAMES,
     MODEL_NAMES,
     Architecture,
@@ -189,11 +188,12 @@ def _checkpoint(
     heads = turned_halves(config)
     if column == _GGUF:
         heads = gguf_head_order(config, architecture.is_interleaved)
+    unused = architecture.unused(config)
     is_in_order = bool((np.diff(heads) == 1).all())
     return FileCheckpoint(
         path=path,
         config=config,
-        tensors={name: tensor.info for name, tensor in mapped.items()},
+        tensors={name: t.info for name, t in mapped.items() if name not in unused},
         tokenizer_metadata=metadata,
         _mapped=mapped,
         _head_orders={} if is_in_order else dict.fromkeys(("q", "k", "q_bias", "k_bias"), heads),
@@ -213,12 +213,15 @@ def _canonical(
     tensors: Mapping[str, FileTensor], architecture: Architecture, column: int
 ) -> dict[str, FileTensor]:
     """The same tensors under our names."""
-    layer_prefix = (HF_LAYER_PREFIX, GGUF_LAYER_PREFIX)[column]
+    prefix = (architecture.hf_prefix, "")[column]
+    layer_prefix = (architecture.hf_layer_prefix, GGUF_LAYER_PREFIX)[column]
     layer_names = {**LAYER_NAMES, **architecture.layer_names}
-    own = {theirs[column]: ours for ours, theirs in MODEL_NAMES.items()}
+    model_names = {**MODEL_NAMES, **architecture.model_names}
+    own = {theirs[column]: ours for ours, theirs in model_names.items() if theirs[column]}
     own_in_layer = {theirs[column]: ours for ours, theirs in layer_names.items() if theirs[column]}
 
     def rename(name: str) -> str:
+        name = name.removeprefix(prefix)
         index, _, rest = name.removeprefix(layer_prefix).partition(".")
         if name.startswith(layer_prefix) and rest in own_in_layer:
             return f"layers.{index}.{own_in_layer[rest]}"

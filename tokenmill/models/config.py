@@ -44,8 +44,18 @@ class Experts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """What only a model has in which tokens see those behind them."""
+
+    num_positions: int  # rows of the table of positions
+    first_position: int  # the row of a sequence's first token
+    num_segments: int  # rows of the table of segments
+    num_labels: int = 0  # of a classifier; 0: there is none
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The sizes and options of one decoder-only model; all of them checked.
+    """The sizes and options of one model, a decoder or an encoder; all of them checked.
 
     `vocab_size` is the number of embedding rows: it may exceed the tokenizer's entries.
     """
@@ -72,6 +82,7 @@ class ModelConfig:
     logits_scale: float = 1.0
     logits_softcap: float = 0.0  # 0: none
     experts: Experts | None = None
+    encoder: Encoder | None = None  # None: a decoder
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 

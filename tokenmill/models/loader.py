@@ -6,7 +6,7 @@ The slow parts (compiling, packing) are kept on disk, so that a second start onl
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tokenmill.backends.base import BLOCK_SIZE, CompiledModel, StepLimits, window_blocks_for
@@ -30,9 +30,11 @@ from tokenmill.models.kv_room import share_room
 from tokenmill.models.progress import Progress, SilentProgress
 from tokenmill.models.registry import build_graph
 from tokenmill.models.safetensors import read_json
+from tokenmill.models.sentence_transformers import Pooling, read_pooling
 from tokenmill.models.sources import fetch
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
+from tokenmill.passes.return_hidden import return_hidden
 
 _NOTHING = memoryview(b"")
 _KV_SHARE = 0.3
@@ -48,6 +50,7 @@ class LoadedModel:
     chat_template: ChatTemplate | None
     compiled: CompiledModel
     generation_defaults: Mapping[str, object] = field(default_factory=dict)
+    pooling: Pooling = field(default_factory=lambda: Pooling(kind="last"))
 
 
 def load_model(
@@ -66,15 +69,24 @@ def load_model(
     if target is not None:
         longest = target.blocks_per_sequence * BLOCK_SIZE
     config = checkpoint.config.stretched_to(longest)
+    pooling = read_pooling(checkpoint.path, config, checkpoint.tokenizer_metadata)
     compiled = _compile(checkpoint, config, tokenizer, options, progress, target)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
-        config=config,
+        config=_shortened(config, pooling),
         tokenizer=tokenizer,
         chat_template=template,
         compiled=compiled,
         generation_defaults=_generation_defaults(checkpoint.path),
+        pooling=pooling,
     )
+
+
+def _shortened(config: ModelConfig, pooling: Pooling) -> ModelConfig:
+    """An encoder takes no longer texts than it was trained for; a decoder generates beyond them."""
+    if config.encoder is None or pooling.max_length is None:
+        return config
+    return replace(config, context_length=min(config.context_length, pooling.max_length))
 
 
 def _generation_defaults(path: Path) -> Mapping[str, object]:
@@ -116,13 +128,25 @@ def _compile(
         max_rows=options.max_step_rows,
     )
     numerics = Numerics(activations=options.activations, cache=cache)
-    program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
+    objects = ObjectCache(objects_dir())
+    program = compile_program(graph, formats, numerics, target, objects)
+
+    def make_pooling() -> CompiledProgram:
+        return compile_program(return_hidden(graph), formats, numerics, target, objects)
+
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
     _make_room(kept_bytes, started_ns, progress)
     limits = _limits(config, tokenizer, program.program, options, target_limits, progress)
     threads = _num_threads(options, progress)
-    return LlvmModel(program, packed, weights, limits=limits, threads=threads)
+    return LlvmModel(
+        program,
+        packed,
+        weights,
+        limits=limits,
+        threads=threads,
+        make_pooling=None if limits.is_encoder else make_pooling,
+    )
 
 
 def _num_threads(options: EngineConfig, progress: Progress) -> int:
@@ -240,6 +264,8 @@ def _limits(
         windows=windows if window else None,
     )
     blocks = shares.blocks if target is None else min(shares.blocks, target.blocks)
+    if config.encoder is not None:
+        blocks = min(blocks, max(per_sequence, _encoder_blocks(options)))
     if blocks < per_sequence:
         progress.note(
             f"the KV cache has room for {blocks * BLOCK_SIZE} of {length} tokens: a longer "
@@ -255,4 +281,11 @@ def _limits(
         vocab_size=min(config.vocab_size, tokenizer.vocab_size),
         window=window,
         window_blocks=shares.window_blocks,
+        is_encoder=config.encoder is not None,
     )
+
+
+def _encoder_blocks(options: EngineConfig) -> int:
+    """Blocks that are enough for whole sequences in two steps, and one more each (`_fits`)."""
+    sequences = options.max_num_seqs
+    return 2 * (-(-options.max_num_batched_tokens // BLOCK_SIZE) + sequences) + sequences

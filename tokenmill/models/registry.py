@@ -3,6 +3,7 @@
 from tokenmill.errors import UnsupportedModelError
 from tokenmill.ir.graph import Graph
 from tokenmill.models import (
+    bert,
     gemma2,
     gemma3,
     granite,
@@ -14,6 +15,7 @@ from tokenmill.models import (
     qwen2,
     qwen3,
     qwen3_moe,
+    roberta,
     smollm3,
 )
 from tokenmill.models.architecture import Architecture
@@ -24,7 +26,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     module.ARCHITECTURE.name: module.ARCHITECTURE
     for module in (
         *(gemma2, gemma3, granite, llama, mistral, mixtral, olmo2, phi3),
-        *(qwen2, qwen3, qwen3_moe, smollm3),
+        *(qwen2, qwen3, qwen3_moe, smollm3, bert, roberta),
     )
 }
 
@@ -45,7 +47,7 @@ def hf_architecture(fields: Fields) -> Architecture:
     names = fields.values.get("architectures")
     if not isinstance(names, list) or not names:
         raise fields.wrong("architectures", names, "a list of class names")
-    known = {a.hf_class: a for a in ARCHITECTURES.values()}
+    known = {name: a for a in ARCHITECTURES.values() for name in (a.hf_class, *a.hf_others)}
     for name in names:
         if isinstance(name, str) and name in known:
             return known[name]

@@ -1,14 +1,16 @@
 """The bytes that a token stands for.
 
-A tokenizer spells its tokens in one of two ways: byte-level ones write every byte as one
+A tokenizer spells its tokens in one of three ways: byte-level ones write every byte as one
 printable character (GPT-2), SentencePiece ones write text as it is, a space as U+2581 and a byte
-that no token covers as `<0x0A>`. Bytes are the common ground: text is their UTF-8 decoding.
+that no token covers as `<0x0A>`; WordPiece ones drop the spaces between words and mark what goes on
+with a word (`##`). Bytes are the common ground: text is their UTF-8 decoding.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import UnsupportedModelError
@@ -45,6 +47,12 @@ def sentencepiece_bytes(token: str) -> bytes:
     return token.replace(_SPACE_MARK, " ").encode()
 
 
+def wordpiece_bytes(token: str, prefix: str) -> bytes:
+    """The bytes of a WordPiece token; one that begins a word has a space before it."""
+    begins = not token.startswith(prefix)
+    return (f" {token}" if begins else token.removeprefix(prefix)).encode()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spelling:
     """How the tokens of a vocabulary, and those added to it, become bytes.
@@ -60,7 +68,7 @@ class Spelling:
 def spelling_of(backend: "tokenizers.Tokenizer") -> Spelling:
     """The spelling that a tokenizer's decoder undoes.
 
-    Raises UnsupportedModelError for a decoder which is neither byte-level nor SentencePiece.
+    Raises UnsupportedModelError for a decoder of another kind.
     """
     steps = _decoder_steps(backend)
     kinds = {str(step["type"]) for step in steps}
@@ -72,9 +80,14 @@ def spelling_of(backend: "tokenizers.Tokenizer") -> Spelling:
             added_bytes=sentencepiece_bytes,
             drops_first_space=any(map(_drops_first_space, steps)),
         )
+    if "WordPiece" in kinds:
+        [step] = [step for step in steps if step["type"] == "WordPiece"]
+        spelled = partial(wordpiece_bytes, prefix=str(step.get("prefix", "##")))
+        return Spelling(vocabulary_bytes=spelled, added_bytes=spelled, drops_first_space=True)
     found = ", ".join(sorted(kinds)) or "none"
     raise UnsupportedModelError(
-        f"the tokenizer's decoder is {found}; supported are ByteLevel, ByteFallback and Metaspace"
+        f"the tokenizer's decoder is {found}; supported are ByteLevel, ByteFallback, Metaspace "
+        "and WordPiece"
     )
 
 

@@ -78,18 +78,42 @@ class Tokenizer:
         `add_special_tokens` adds what the model wants around a sequence (often only `bos_id`).
         Raises UsageError for text that is no valid Unicode.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the text has a lone surrogate at character {error.start}: it is no valid Unicode"
-            ) from None
+        _check_unicode(text)
         if len(text) > _LONG_CHARS:
             [encoded] = self._backend.encode_batch_fast(
                 [text], add_special_tokens=add_special_tokens
             )
             return encoded.ids
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_pair(
+        self,
+        first: str,
+        second: str | None = None,
+        *,
+        longest: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> tuple[list[int], int | None]:
+        """Token ids of one text or of two together, and where the second segment begins, if any.
+
+        What is more than `longest` tokens is cut from the end of the longer text; the tokens around
+        the texts stay. Raises UsageError for text that is no valid Unicode, and where `longest`
+        leaves nothing.
+        """
+        texts = [text for text in (first, second) if text is not None]
+        parts = [self._encoded(text) for text in texts]
+        around = self._backend.num_special_tokens_to_add(len(parts) == 2) * add_special_tokens
+        if longest is not None:
+            if longest <= around:
+                raise UsageError(f"{longest} tokens leave no room beside {around} around the text")
+            for part, length in zip(
+                parts, _shares([len(p.ids) for p in parts], longest - around), strict=True
+            ):
+                part.truncate(length)
+        whole = self._backend.post_process(
+            parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens
+        )
+        return whole.ids, next((i for i, kind in enumerate(whole.type_ids) if kind), None)
 
     def max_chars(self, num_tokens: int) -> int:
         """Characters of the longest text that could be so few tokens: more are more tokens."""
@@ -130,6 +154,13 @@ class Tokenizer:
         text: str = self._backend.to_str()
         return text
 
+    def _encoded(self, text: str) -> "tokenizers.Encoding":
+        """Without special tokens around it."""
+        _check_unicode(text)
+        if len(text) > _LONG_CHARS:
+            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0]
+        return self._backend.encode(text, add_special_tokens=False)
+
     def _read_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size:
             raise UsageError(
@@ -138,6 +169,25 @@ class Tokenizer:
             )
         token = self._backend.id_to_token(token_id)
         return b"" if token is None else self._spelling.vocabulary_bytes(token)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text has a lone surrogate at character {error.start}: it is no valid Unicode"
+        ) from None
+
+
+def _shares(lengths: list[int], total: int) -> list[int]:
+    """What is left of each if tokens are taken from the longer one until all fit."""
+    if sum(lengths) <= total:
+        return lengths
+    if len(lengths) == 1:
+        return [total]
+    shorter = min(*lengths, total // 2)
+    return [min(length, max(shorter, total - shorter)) for length in lengths]
 
 
 def load_tokenizer(source: Path | str | Mapping[str, object]) -> Tokenizer:

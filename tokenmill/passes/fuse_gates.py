@@ -1,4 +1,7 @@
-"""Merge the gate and up projections, and apply the gate while both are in registers."""
+"""Merge the gate and up projections, and apply the gate while both are in registers.
+
+Without a gate, the linear's result is bent while it is in registers.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +10,10 @@ from tokenmill.passes.grouping import Links, group
 
 
 def fuse_gates(graph: Graph) -> Graph:
-    """round(mul(silu(linear(h)), linear(h))) becomes one node; gelu serves as well as silu."""
+    """round(mul(silu(linear(h)), linear(h))) becomes one node; gelu serves as well as silu.
+
+    So does round(gelu_erf(linear(h))).
+    """
     return replace(graph, functions=tuple(_fuse(f) for f in graph.functions))
 
 
@@ -16,7 +22,19 @@ def _fuse(function: Function) -> Function:
         members = _members(Links.of(function), product)
         if members:
             function = group(function, members)
+    for bend in [n for n in function.nodes if n.op == "gelu_erf"]:
+        members = _plain_members(Links.of(function), bend)
+        if members:
+            function = group(function, members)
     return function
+
+
+def _plain_members(links: Links, bend: Node) -> list[Node]:
+    linear = links.maker(bend.operands[0], "linear")
+    if linear is None or links.only_user(linear) is None:
+        return []
+    roundings = links.roundings(bend)
+    return [linear, bend, *(roundings if len(roundings) == 1 else [])]
 
 
 def _members(links: Links, product: Node) -> list[Node]:

@@ -15,4 +15,10 @@ def _fuse(function: Function) -> Function:
         roundings = Links.of(function).roundings(norm)
         if len(roundings) == 1:
             function = group(function, [norm, *roundings])
+    for norm in [n for n in function.nodes if n.op == "layer_norm"]:
+        # Models that norm last add the result itself to what follows, so it stays visible.
+        users = Links.of(function).users.get(norm.result.name, [])
+        roundings = [user for user in users if user.op == "round"]
+        if len(roundings) == 1 and users[0] is roundings[0]:
+            function = group(function, [norm, *roundings])
     return function

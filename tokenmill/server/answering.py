@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -14,9 +14,13 @@ from tokenmill.engine.request import Request
 from tokenmill.server.access import Record
 from tokenmill.server.bridge import Bridge, Call
 from tokenmill.server.errors import ApiError, ClientGoneError
+from tokenmill.server.pooling_requests import PooledBody
+from tokenmill.server.prompting import Encoder
 from tokenmill.server.requests import GenerationBody
 
 DONE = b"data: [DONE]\n\n"
+GONE = Response(status_code=499)
+"""Nobody reads it; the log shows it."""
 
 
 class Writer(Protocol):
@@ -39,7 +43,7 @@ class Writer(Protocol):
         ...
 
 
-def name_call(http: HttpRequest, body: GenerationBody) -> str:
+def name_call(http: HttpRequest, body: GenerationBody | PooledBody) -> str:
     """The id of a call, in its answer and in the log: the body's, the header's or a new one."""
     record: Record = http.state.record
     record.request_id = body.request_id or record.request_id
@@ -54,15 +58,41 @@ async def answer(
     record: Record = http.state.record
     if requests[0].is_streaming:
         return EventStream(bridge, call, writer, record)
+    outputs = await _wait(http, bridge, call)
+    return GONE if outputs is None else _json(writer.whole(outputs))
+
+
+async def answer_whole(
+    http: HttpRequest,
+    bridge: Bridge,
+    requests: list[Request],
+    encoder: Encoder,
+    whole: Callable[[list[RequestOutput]], dict[str, Any]],
+) -> Response:
+    """The same for what never streams; many numbers are written out beside the event loop."""
+    outputs = await _wait(http, bridge, bridge.submit(requests))
+    if outputs is None:
+        return GONE
+    vectors = (output.embedding for output in outputs)
+    size = sum(0 if vector is None else vector.size for vector in vectors)
+    return await encoder.apart(lambda: _json(whole(outputs)), size)
+
+
+async def _wait(http: HttpRequest, bridge: Bridge, call: Call) -> list[RequestOutput] | None:
+    """All outputs of a call; None: the client hung up before."""
+    record: Record = http.state.record
     gone = asyncio.create_task(_leave_with_client(http.receive, bridge, call))
     try:
-        outputs = await call.wait()
+        return await call.wait()
     except ClientGoneError:
-        return Response(status_code=499)  # nobody reads it; the log shows it
+        return None
     finally:
         gone.cancel()
         record.note(await bridge.leave(call))
-    return Response(json.dumps(writer.whole(outputs)).encode(), 200, media_type="application/json")
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(json.dumps(body).encode(), 200, media_type="application/json")
 
 
 class EventStream(Response):

@@ -20,6 +20,7 @@ from tokenmill.server.completions import complete
 from tokenmill.server.errors import ApiError, api_error_of
 from tokenmill.server.feed import Feed
 from tokenmill.server.meters import CONTENT_TYPE
+from tokenmill.server.pooling_routes import pooling_routes
 from tokenmill.server.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from tokenmill.server.responses import (
     ChatCompletion,
@@ -51,6 +52,7 @@ def make_app(service: Service) -> ASGIApp:
         redoc_url=None,
     )
     app.include_router(_generation_routes(service))
+    app.include_router(pooling_routes(service))
     app.include_router(_model_routes(service))
     app.include_router(_engine_routes(service))
     app.include_router(_probe_routes(service))

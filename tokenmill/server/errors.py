@@ -12,7 +12,7 @@ from tokenmill.engine.request import EngineDeadError
 from tokenmill.errors import TokenmillError
 
 RETRY_AFTER = {"Retry-After": "1"}
-_FIELD = re.compile(r"([a-z_]+)(?:\[\d+\])* (?:is|holds|has) ")
+_FIELD = re.compile(r"([a-z][a-z_0-9]*)(?:\[\d+\])* (?:is|holds|has) ")
 
 
 class ApiError(HTTPException):

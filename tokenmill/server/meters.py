@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from tokenmill.backends.base import BLOCK_SIZE
 from tokenmill.engine.engine import Engine
-from tokenmill.engine.outputs import OutputDelta, RequestOutput
+from tokenmill.engine.outputs import OutputDelta, RequestOutput, Timings
 from tokenmill.engine.request import Event, Request
 from tokenmill.engine.stats import EngineStats
 
@@ -133,6 +133,8 @@ class Meters:
         if delta.output is not None:
             self._last_token_s.pop(request, None)
             self._count(request, delta.output)
+            if delta.output.embedding is not None:
+                return self._note_times(delta.output.timings)
             self._finish(delta.output, is_streaming=request.is_streaming)
 
     def text(self) -> bytes:
@@ -161,14 +163,15 @@ class Meters:
         for sample in output.outputs:
             self._success.labels(self._model_name, sample.finish_reason).inc()
         self._note("request_prompt_tokens", output.num_prompt_tokens)
+        if output.embedding is not None:
+            return  # nothing was generated, and no parameter of sampling given
         self._note("request_generation_tokens", output.num_output_tokens)
         self._note("request_params_max_tokens", request.params.max_tokens)
         self._note("request_params_n", request.params.n)
 
     def _finish(self, output: RequestOutput, *, is_streaming: bool) -> None:
         timings = output.timings
-        self._note("e2e_request_latency_seconds", timings.total_s)
-        self._note("request_queue_time_seconds", timings.queue_s)
+        self._note_times(timings)
         if not is_streaming:
             self._note("time_to_first_token_seconds", timings.first_token_s)
         if timings.first_token_s is None or timings.last_token_s is None:
@@ -185,6 +188,10 @@ class Meters:
         self._note("request_time_per_output_token_seconds", decode_s / per_sample)
         if not is_streaming:
             self._gaps.observe(decode_s / per_sample * num_after_first, num_after_first)
+
+    def _note_times(self, timings: Timings) -> None:
+        self._note("e2e_request_latency_seconds", timings.total_s)
+        self._note("request_queue_time_seconds", timings.queue_s)
 
     def _note(self, name: str, value: float | None) -> None:
         if value is not None:

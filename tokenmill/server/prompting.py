@@ -47,7 +47,7 @@ class Encoder:
         """
         if is_bounded:
             for text in texts:
-                self._check_size(text)
+                self.check_size(text)
         encode = self._llm.loaded.tokenizer.encode
         return await self.apart(
             lambda: [encode(text, add_special_tokens) for text in texts], sum(map(len, texts))
@@ -89,7 +89,7 @@ class Encoder:
                 **(variables or {}),
             )
             if is_bounded:
-                self._check_size(text)
+                self.check_size(text)
             return self._llm.loaded.tokenizer.encode(text, add_special_tokens)
 
         return await self.apart(work, _num_chars(messages) + (LONG if tools or variables else 0))
@@ -98,7 +98,8 @@ class Encoder:
         """End the thread, and drop what waits for it."""
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _check_size(self, text: str) -> None:
+    def check_size(self, text: str) -> None:
+        """UsageError for a text that cannot fit into the context."""
         longest = self._llm.max_model_len
         if len(text) > self._llm.loaded.tokenizer.max_chars(longest):
             raise UsageError(

@@ -111,6 +111,53 @@ class Completion(ResponseBody):
     usage: Usage
 
 
+class Embedding(ResponseBody):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Embeddings(ResponseBody):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: Usage
+
+
+class Score(ResponseBody):
+    object: Literal["score"]
+    index: int
+    score: float
+
+
+class Scores(ResponseBody):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: Usage
+
+
+class RankedText(ResponseBody):
+    text: str
+
+
+class Ranked(ResponseBody):
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class Reranking(ResponseBody):
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: Usage
+
+
 class ModelCard(ResponseBody):
     id: str
     object: Literal["model"]

@@ -1,5 +1,6 @@
 """What the routes share: the model, the way to its engine, and how bodies become requests."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class Service:
     encoder: Encoder
     meters: Meters
     started: int = field(default_factory=lambda: int(time.time()))
+    _preparing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _can_pool: asyncio.Event = field(default_factory=asyncio.Event)
 
     def model_name(self, asked: str | None) -> str:
         """The name by which a request knows the model; ApiError where it means another."""
@@ -55,6 +58,11 @@ class Service:
         self, body: GenerationBody, *, max_tokens: int | None, logprobs: int | None
     ) -> SamplingParams:
         """Sampling parameters of a body, over those of the model's generation_config.json."""
+        if self.llm.loaded.compiled.limits.is_encoder:
+            text = (
+                "the model is an encoder, which generates no text: use /v1/embeddings or /v1/score"
+            )
+            raise ApiError(400, text, param="model", code="unsupported_operation")
         given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
         given = {name: value for name, value in given.items() if value is not None}
         if body.logit_bias is not None:
@@ -63,6 +71,13 @@ class Service:
         if isinstance(most, int):  # requests may only lower it, as in vLLM
             max_tokens = most if max_tokens is None else min(max_tokens, most)
         return self.llm.default_params(**given, max_tokens=max_tokens, logprobs=logprobs)
+
+    async def prepare_pooling(self) -> None:
+        """Have ready what embeddings need; who asks for the first may wait, and nobody else."""
+        async with self._preparing:
+            if not self._can_pool.is_set():
+                await asyncio.to_thread(self.llm.loaded.compiled.warm_up, pools=True)
+                self._can_pool.set()
 
     def check_count(self, body: GenerationBody, num_prompts: int) -> None:
         """UsageError, before anything is made of them, for more than could ever wait together."""

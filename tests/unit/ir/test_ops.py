@@ -29,6 +29,9 @@ def finish(op: str, *operands: str, **attrs: Attr) -> tuple[Node, list[Type]]:
     [
         ("embed", ("i32[T]", "@q8[512,64]"), {}, "f32[T,64]"),
         ("rmsnorm", ("f32[R,64]", "@f32[64]"), {"eps": 1e-5}, "f32[R,64]"),
+        ("layer_norm", ("f32[E,64]", "@f32[64]", "@f32[64]"), {"eps": 1e-5}, "f32[E,64]"),
+        ("embed_place", ("place[T]", "@q8[512,64]"), {"by": "position", "offset": 2}, "f32[T,64]"),
+        ("gelu_erf", ("f32[T,96]",), {}, "f32[T,96]"),
         ("round", ("f32[T,64]",), {"to": "int8"}, "int8[T,64]"),
         ("linear", ("bf16[T,64]", "@w[96,64]"), {}, "f32[T,96]"),
         ("linear", ("int8[T,64]", "@q4[96,64]", "@f32[96]"), {}, "f32[T,96]"),
@@ -157,6 +160,20 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
             ATTENTION,
             "a window of all over kv[2,32,16]",
         ),
+        (
+            "attention",
+            ("f32[T,64]", "kv[2,32]", "place[T]"),
+            ATTENTION | {"window": 4, "causal": False},
+            "a window looks back only",
+        ),
+        (
+            "layer_norm",
+            ("f32[T,4]", "@f32[4]", "@f32[8]"),
+            {"eps": 1e-5},
+            "the bias must be f32[4]",
+        ),
+        ("embed_place", ("i32[T]", "@w[8,4]"), {"by": "position"}, "the place must be place[n]"),
+        ("embed_place", ("place[T]", "@w[8,4]"), {"by": "colour"}, "nothing lies by colour"),
         ("add", ("f32[T,4]", "f32[R,4]"), {}, "operands differ: f32[T,4] and f32[R,4]"),
         ("mul", ("bf16[T,4]", "bf16[T,4]"), {}, "x must be f32"),
         ("select_rows", ("f32[T,4]", "f32[R]"), {}, "the rows must be i32[n]"),
@@ -191,6 +208,8 @@ def test_sizes_of_values() -> None:
     [
         # 6 rows of the table are read, not all of it
         ("embed", ("i32[T]", "@q8[512,64]"), {}, 0, 6 * 4 + 6 * 64 * (1 + 1 / 16) + 6 * 64 * 4),
+        ("embed_place", ("place[T]", "@q8[512,64]"), {"by": "position"}, 0,
+         6 * 64 * (1 + 1 / 16) + 6 * 64 * 4),
         # a multiplication and an addition for each weight and token
         ("linear", ("bf16[T,64]", "@bf16[96,64]"), {}, 2 * 6 * 64 * 96,
          6 * 64 * 2 + 96 * 64 * 2 + 6 * 96 * 4),

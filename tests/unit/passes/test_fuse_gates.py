@@ -130,3 +130,28 @@ def test_experts_of_other_groups_stay_apart() -> None:
         %m = mul(%g, %up) : f32[T,2,2]
         return %m""",
     )
+
+
+BENT = """
+%gate = linear(%h, @gate) : f32[T,96]
+%s = gelu_erf(%gate) : f32[T,96]
+"""
+
+
+def test_without_a_gate_the_linear_is_bent_in_registers() -> None:
+    show(
+        fuse_gates,
+        BENT + "%s16 = round(%s) {to='bf16'} : bf16[T,96]\nreturn %s16",
+        """
+        CHECK: %s16 = fused {
+        CHECK-NEXT: %gate = linear(%h, @gate) : f32[T,96]
+        CHECK-NEXT: %s = gelu_erf(%gate) : f32[T,96]
+        CHECK-NEXT: %s16 = round(%s) {to='bf16'} : bf16[T,96]
+        CHECK-NEXT: }
+        CHECK-NEXT: return %s16
+        """,
+    )
+
+
+def test_a_linear_that_is_read_before_it_is_bent_stays() -> None:
+    assert_unchanged(fuse_gates, BENT + "return %s, %gate")

@@ -48,3 +48,26 @@ def test_a_norm_that_is_rounded_in_two_ways_stays() -> None:
 
 def test_a_norm_that_is_not_rounded_stays() -> None:
     assert_unchanged(fuse_norms, NORM + "return %n")
+
+
+LAYER_NORM = "%n = layer_norm(%x, @norm, @bias) {eps=1e-05} : f32[T,64]\n"
+
+
+def test_a_layer_norm_that_is_added_later_takes_in_its_rounding_and_stays_visible() -> None:
+    show(
+        fuse_norms,
+        LAYER_NORM + ROUND + "%s = silu(%n) : f32[T,64]\nreturn %n16, %s",
+        """
+        CHECK: %n, %n16 = fused {
+        CHECK-NEXT: %n = layer_norm(%x, @norm, @bias) {eps=1e-05} : f32[T,64]
+        CHECK-NEXT: %n16 = round(%n) {to='bf16'} : bf16[T,64]
+        CHECK-NEXT: }
+        CHECK-NEXT: %s = silu(%n)
+        """,
+    )
+
+
+def test_a_layer_norm_that_is_read_before_it_is_rounded_stays() -> None:
+    assert_unchanged(
+        fuse_norms, LAYER_NORM + "%s = silu(%n) : f32[T,64]\n" + ROUND + "return %n16, %s"
+    )

@@ -17,12 +17,13 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fake_model import FakeModel, make_limits
+from fake_model import STATE_SIZE, FakeModel, make_limits
 from tiny_tokenizers import gguf_metadata
 
 from tokenmill import LLM
 from tokenmill.backends.base import StepOutput
 from tokenmill.models.chat import ChatTemplate
+from tokenmill.models.sentence_transformers import Pooling
 from tokenmill.models.tokenizer import load_tokenizer
 from tokenmill.server import serving
 from tokenmill.server.config import ServerConfig
@@ -105,7 +106,10 @@ def make_llm(model: PacedModel, **options: Any) -> LLM:
         tokenizer=TOKENIZER,
         chat_template=ChatTemplate(TEMPLATE),
         generation_defaults={},
-        config=SimpleNamespace(context_length=10_000, longest_context=10_000),
+        pooling=Pooling(kind="last"),
+        config=SimpleNamespace(
+            context_length=10_000, longest_context=10_000, encoder=None, hidden_size=STATE_SIZE
+        ),
     )
     return LLM(MODEL, loaded=loaded, **options)
 

@@ -24,12 +24,16 @@ FIELDS = (
     "tokens",  # i32[T]
     "positions",  # i32[T]
     "sequences",  # i32[T]
+    "segments",  # i32[T]
+    "lengths",  # i32[S], positions that each sequence has with this step
     "token_blocks",  # i32[T], the block that each token is written to
     "block_tables",  # i32[S, table_stride]
     "window_token_blocks",  # the same two for layers with a window
     "window_tables",
     "table_stride",
     "rows",  # i32[R]
+    "E",  # tokens to pool
+    "pooled",  # i32[E]
     "counters",  # i64 per layer and 64 bytes: the next attention item
     "slots",  # i32: the token last sampled into each slot
     "vocab",  # ids that may be sampled: [0, vocab)

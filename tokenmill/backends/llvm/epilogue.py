@@ -31,7 +31,9 @@ def load_pair(scope: Scope, row: Value, pair: Value) -> Pair:
     return scope.f.load(F32, start, 4), scope.f.load(F32, start.at(_VECTOR_BYTES), 4)
 
 
-def load_value(scope: Scope, name: str, row: Value, pair: Value, beyond: float = 0.0) -> Pair:
+def load_value(
+    scope: Scope, name: str, row: Value, pair: Value, beyond: Value | float = 0.0
+) -> Pair:
     """A pair of a value that lies in memory; features beyond its true width are `beyond`."""
     low, high = load_pair(scope, scope.row_address(name, row), pair)
     width = scope.types[name].width
@@ -81,7 +83,7 @@ class Epilogue:
             case "mul":
                 [a, b] = operands
                 return a[0] * b[0], a[1] * b[1]
-            case "silu" | "gelu" | "scale" | "softcap":
+            case "silu" | "gelu" | "gelu_erf" | "scale" | "softcap":
                 return _unary(scope, node, operands[0][0]), _unary(scope, node, operands[0][1])
             case "rope":
                 return _rope(scope, node, operands[0], row, pair)
@@ -106,6 +108,8 @@ def _unary(scope: Scope, node: Node, x: Value) -> Value:
             cubed = x * x * x
             inner = (x + cubed * 0.044715) * sqrt(2 / pi)
             return _gated(scope, x, inner * 2.0)
+        case "gelu_erf":
+            return x * scope.lanes.normal_cdf(x)
         case "scale":
             return x * node.real("by")
         case _:

@@ -5,7 +5,7 @@ an instruction gets it spelled out here and nowhere else.
 """
 
 from dataclasses import dataclass
-from math import log2
+from math import log2, sqrt
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,10 @@ _LN2_HIGH = 0.693359375  # ln 2 in two parts, so that n * ln2 loses nothing (Cod
 _LN2_LOW = -2.12194440e-4
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 """Cephes' polynomial for (exp(r) - 1 - r) / r^2, highest power first."""
+
+_ERF_STEP = 0.3275911
+_ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+"""Of Abramowitz and Stegun 7.1.26, highest power first."""
 
 
 class Lanes:
@@ -75,6 +79,18 @@ class Lanes:
         one = f.const(x.type, 1.0)
         size = (one - power) / (one + power) * cap
         return f.select(x.compare("olt", 0.0), f.const(x.type, -0.0) - size, size)
+
+    def normal_cdf(self, x: Value) -> Value:
+        """Phi(x) to 1e-7, by Abramowitz and Stegun 7.1.26 for the complementary error function."""
+        f = self.f
+        one = f.const(x.type, 1.0)
+        size = self.absolute(x) * sqrt(0.5)
+        t = one / (one + size * _ERF_STEP)
+        series = f.const(x.type, _ERF[0])
+        for coefficient in _ERF[1:]:
+            series = self.fma(series, t, f.const(x.type, coefficient))
+        tail = series * t * self.exp(f.const(x.type, 0.0) - size * size) * 0.5
+        return f.select(x.compare("olt", 0.0), tail, one - tail)
 
     def tree(self, x: Value, combine: str = "add") -> Value:
         """All lanes to one scalar by halving (order.tree_sum); `combine` is add, max or min.

@@ -34,6 +34,7 @@ from tokenmill.backends.llvm.lower_rows import (
     lower_embed,
     lower_head_norm,
     lower_kv_write,
+    lower_layer_norm,
     lower_norm,
     lower_rope,
     lower_select,
@@ -69,7 +70,8 @@ class Program:
     tiles: tuple[Tile, ...]
     entries: tuple[WeightEntry, ...]
     arena_bytes: int
-    logits: Buffer
+    logits: Buffer | None  # None: nothing is sampled
+    hidden: Buffer | None  # last hidden states of the tokens to pool; None: none are
     caches: tuple[Type | None, ...]  # kv of each layer, then of main; None: it has none
     num_counters: int
     cache_dtype: str
@@ -118,7 +120,7 @@ class _Lowering:
         self.only = only
         self.module = Module(graph.name)
         self.module.raw.append(barrier_ir())
-        self.counts = {"T": options.max_tokens, "R": options.max_rows}
+        self.counts = {"T": options.max_tokens, "R": options.max_rows, "E": options.max_tokens}
         self.arena_bytes = 0
         self.num_layers = sum(len(layer_bodies(n)) for n in _repeats(graph.main))
         self.tables = tables or Tables(num_layers=self.num_layers + 1)
@@ -140,7 +142,8 @@ class _Lowering:
             tiles=tuple(self.tables.tiles),
             entries=tuple(self.entries(main)),
             arena_bytes=self.arena_bytes,
-            logits=buffers[main.returns[0]],
+            logits=_returned(main, buffers, "R"),
+            hidden=_returned(main, buffers, "E"),
             caches=tuple(self.caches()),
             num_counters=self.tables.num_counters,
             cache_dtype=next(iter(dtypes), "f32"),
@@ -268,7 +271,9 @@ class _Lowering:
             lower_attention(scope, node, _write_of(function, node))
         elif "rmsnorm" in ops:
             lower_norm(scope, node)
-        elif node.op == "embed":
+        elif "layer_norm" in ops:
+            lower_layer_norm(scope, node)
+        elif node.op in ("embed", "embed_place"):
             table = function.values[node.operands[1]]
             lower_embed(scope, node, ROUNDED_FOR[table.dtype][self.options.activations])
         else:
@@ -346,6 +351,14 @@ _PHASES = {
     "combine": lower_combine,
     "sample": lower_sample,
 }
+
+
+def _returned(main: GraphFunction, buffers: dict[str, Buffer], leading: str) -> Buffer | None:
+    """Where the first value lies that is returned with so many rows; None: there is none."""
+    types = main.values
+    found = (n for n in main.returns if types[n].dtype == "f32" and types[n].rows == (leading,))
+    name = next(found, None)
+    return None if name is None else buffers[name]
 
 
 def _repeats(main: GraphFunction) -> list[Node]:

@@ -41,6 +41,7 @@ class _Heads:
     scale: float
     window: int  # positions that a token sees; 0: all
     softcap: float  # 0: none
+    is_causal: bool  # a token sees nothing behind itself
 
     @property
     def stored(self) -> int:
@@ -72,6 +73,7 @@ def lower_attention(scope: Scope, node: Node, write: Node) -> None:
         scale=attend.real("scale"),
         window=attend.integer("window") if "window" in given else 0,
         softcap=attend.real("softcap") if "softcap" in given else 0.0,
+        is_causal=bool(given.get("causal", True)),
     )
     _Attention(scope, attend, write, sizes, epilogue).emit()
 
@@ -130,7 +132,7 @@ class _Attention:
             total.set(0.0)
         for index in range(sizes.share * sizes.vectors):
             f.store(self.lanes.zero(), self.outs.at(64 * index))
-        length = f.widen(self.scope.element("positions", token)) + 1
+        length = self.length_seen(token)
         sequence = f.widen(self.scope.element("sequences", token))
         kind = "window_tables" if is_windowed(self.write.result.type) else "block_tables"
         table = self.scope.load(kind, "ptr")
@@ -144,6 +146,13 @@ class _Attention:
             )
             self.chunk(query, head, chunk)
         self.finish(token, head)
+
+    def length_seen(self, token: Value) -> Value:
+        """Behind which position a token sees nothing more."""
+        if self.sizes.is_causal:
+            return self.f.widen(self.scope.element("positions", token)) + 1
+        sequence = self.f.widen(self.scope.element("sequences", token))
+        return self.f.widen(self.scope.element("lengths", sequence))
 
     def first_seen(self, length: Value) -> Value:
         """The first position that the last of `length` sees."""

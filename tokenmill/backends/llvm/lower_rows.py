@@ -16,7 +16,7 @@ from tokenmill.ir.order import GROUP, LANES, padded_head, stored_dims
 
 
 def lower_embed(scope: Scope, node: Node, dot: str) -> None:
-    """Unpack one row of the table a token. Tokens below 0 name a slot (see StepInput).
+    """Unpack one row of the table a token: that of its id, of its position or of its segment.
 
     The table may serve as LM head too, so it is packed for the same `dot`.
     """
@@ -26,15 +26,25 @@ def lower_embed(scope: Scope, node: Node, dot: str) -> None:
     order = RowOrder(count=int(table.shape[0]))
     panel = scope.weight(Slot(name=node.operands[1], packing=packing, order=order))
     with scope.share(scope.count(node.result.name)) as t:
-        token = _token(scope, t)
-        block = panel.at((token >> 4) * packing.block_bytes(groups))
+        entry = _table_row(scope, node, t)
+        block = panel.at((entry >> 4) * packing.block_bytes(groups))
         out = scope.row_address(node.result.name, t)
         reader = packing.header.reader(scope.lanes, [block], groups)
         with reader.walk() as group:
-            _unpack_group(scope, packing, reader, token & (LANES - 1), group, out)
+            _unpack_group(scope, packing, reader, entry & (LANES - 1), group, out)
+
+
+def _table_row(scope: Scope, node: Node, t: Value) -> Value:
+    """Which row of its table an embedding of token `t` takes."""
+    if node.op == "embed":
+        return _token(scope, t)
+    kept = "positions" if node.string("by") == "position" else "segments"
+    offset = node.integer("offset") if "offset" in dict(node.attrs) else 0
+    return scope.f.widen(scope.element(kept, t)) + offset
 
 
 def _token(scope: Scope, t: Value) -> Value:
+    """A token's id; below 0 it names a slot (see StepInput)."""
     f = scope.f
     token = f.variable("i64", f.widen(scope.element("tokens", t)))
     with f.when(token.get().compare("slt", 0)):
@@ -127,6 +137,33 @@ def lower_norm(scope: Scope, node: Node) -> None:
             epilogue.run(scope, {norm.result.name: made}, t, pair)
 
 
+def lower_layer_norm(scope: Scope, node: Node) -> None:
+    """layer_norm and what is fused with it: a walk for the mean, one for the spread, the rest."""
+    f, lanes = scope.f, scope.lanes
+    norm, *rest = node.leaves
+    epilogue = Epilogue(nodes=rest, visible=frozenset(v.name for v in node.results))
+    source = norm.operands[0]
+    size = float(int(scope.types[source].shape[1]))
+    weight, bias = (scope.vector(name) for name in norm.operands[1:])
+    with scope.share(scope.count(source)) as t:
+        total, square = f.variable(F32, 0.0), f.variable(F32, 0.0)
+        pairs = pairs_of(scope.buffers[source])
+        with f.loop(0, pairs) as pair:
+            for vector in load_value(scope, source, t, pair):
+                total.set(total.get() + vector)
+        mean = lanes.splat(lanes.tree(total.get()) / size)
+        with f.loop(0, pairs) as pair:
+            for vector in load_value(scope, source, t, pair, mean):
+                square.set(lanes.fma(vector - mean, vector - mean, square.get()))
+        root = f.overloaded("sqrt", lanes.tree(square.get()) / size + norm.real("eps"))
+        scale = lanes.splat(f.const("float", 1.0) / root)
+        with f.loop(0, pairs) as pair:
+            x = load_value(scope, source, t, pair, mean)
+            w, b = load_pair(scope, weight, pair), load_pair(scope, bias, pair)
+            low, high = ((x[i] - mean) * scale * w[i] + b[i] for i in (0, 1))
+            epilogue.run(scope, {norm.result.name: (low, high)}, t, pair)
+
+
 def lower_head_norm(scope: Scope, node: Node) -> None:
     """The norm of each head by itself; heads lie side by side, whatever their size."""
     f, lanes = scope.f, scope.lanes
@@ -169,10 +206,11 @@ def _store_part(scope: Scope, values: Value, place: Value, size: int) -> None:
 
 
 def lower_select(scope: Scope, node: Node) -> None:
-    """Copy the rows whose logits are wanted."""
-    source = node.operands[0]
+    """Copy the rows whose logits, or whose states, are wanted."""
+    source, wanted = node.operands
+    field = "pooled" if scope.types[wanted].shape == ("E",) else "rows"
     with scope.share(scope.count(node.result.name)) as r:
-        origin = scope.row_address(source, scope.f.widen(scope.element("rows", r)))
+        origin = scope.row_address(source, scope.f.widen(scope.element(field, r)))
         out = scope.row_address(node.result.name, r)
         copy_row(scope, origin, out, scope.buffers[source].stride)
 

@@ -1,5 +1,7 @@
 """A compiled model on this machine's processor: posts steps to native workers."""
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -23,8 +25,8 @@ from tokenmill.backends.llvm.lower import Program
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import round_up
 from tokenmill.backends.llvm.program import CompiledProgram
-from tokenmill.backends.llvm.target import MOST_TILE_ROWS
-from tokenmill.backends.llvm.tiles import rows_per_tile
+from tokenmill.backends.llvm.scope import Buffer
+from tokenmill.backends.llvm.variant import Variant
 from tokenmill.backends.llvm.weights import PackedWeights
 from tokenmill.backends.llvm.workers import Workers
 from tokenmill.ir.graph import Type
@@ -85,7 +87,11 @@ class Scores:
 
 
 class LlvmModel:
-    """A program, its packed weights, its KV pool and its workers; see CompiledModel."""
+    """A program, its packed weights, its KV pool and its workers; see CompiledModel.
+
+    `make_pooling` compiles the program for steps with pooled tokens, which does all that the other
+    does too; it is called when the first such step comes. None: the one program does it.
+    """
 
     def __init__(
         self,
@@ -95,51 +101,59 @@ class LlvmModel:
         *,
         limits: StepLimits,
         threads: int,
+        make_pooling: Callable[[], CompiledProgram] | None = None,
     ) -> None:
         program = compiled.program
         self._limits = limits
-        self._compiled = compiled
+        self._packed = packed
         self._weights = weights
         self._context = Context()
         self._step: dict[str, AnyArray] = {}
         self._scores = Scores.of(0, 0)
         self._posted: StepInput | None = None
         self._is_closed = False
-        self._arena = Arena(max(program.arena_bytes, 64))
         self._pools = _pools(program, limits)
         size_bytes = sum(pool.size_bytes for pool in self._pools)
         self._keys, self._values = (Arena(max(size_bytes, 64)) for _ in range(2))
         self._cache_starts = np.cumsum([0, *(p.size_bytes for p in self._pools)], dtype=np.int64)
-        self._logits = program.logits
-        self._tiles = np.zeros((len(program.tiles), MOST_TILE_ROWS), np.int64)
-        self._ready_tiles: set[int] = set()
-        self._counters = np.zeros((program.num_counters, 8), np.int64)
         self._slots = np.zeros(limits.slots, np.int32)
         self._sampled = np.zeros(limits.rows, np.int32)
         stride = round_up(limits.vocab_size, LANES)
         self._scratch = np.zeros((threads, stride), np.float32)
         self._angles = self._angle_tables(program)
-        self._table = packed.table(program, weights.address, self._angles)
+        self._plain = self._variant(compiled)
+        self._pooling: Variant | None = self._plain if make_pooling is None else None
+        self._make_pooling = make_pooling
+        self._lock = threading.Lock()
+        self._current = self._plain
         self._workers = Workers(threads, compiled.options.row, cache=compiled.objects)
-        self._fill_context(program)
+        self._fill_context()
+
+    def _variant(self, compiled: CompiledProgram) -> Variant:
+        return Variant(compiled, self._packed, self._weights, self._angles)
+
+    @property
+    def _for_pooling(self) -> Variant:
+        with self._lock:  # a server warms up while it runs
+            if self._pooling is None:
+                assert self._make_pooling is not None
+                self._pooling = self._variant(self._make_pooling())
+            return self._pooling
 
     def _angle_tables(self, program: Program) -> dict[Angles, AngleTable]:
         positions = self._limits.blocks_per_sequence * BLOCK_SIZE
         wanted = {e.slot.angles for e in program.entries if e.slot.angles is not None}
         return {key: AngleTable(key, positions) for key in wanted}
 
-    def _fill_context(self, program: Program) -> None:
+    def _fill_context(self) -> None:
         context = self._context
         context["control"] = self._workers.control_address
-        context["arena"] = self._arena.address
         context["keys"] = self._keys.address
         context["values"] = self._values.address
         context["vocab"] = self._limits.vocab_size
         context["sample_stride"] = self._scratch.strides[0]
+        self._current.enter(context)
         for field, array in (
-            ("tiles", self._tiles),
-            ("weights", self._table),
-            ("counters", self._counters),
             ("cache_starts", self._cache_starts),
             ("slots", self._slots),
             ("sampled", self._sampled),
@@ -151,38 +165,32 @@ class LlvmModel:
     def limits(self) -> StepLimits:
         return self._limits
 
-    def warm_up(self) -> None:
-        for num_rows in range(1, min(self._tile_rows, self._limits.tokens) + 1):
-            self.prepare(num_rows)
-
-    @property
-    def _tile_rows(self) -> int:
-        """Rows of the largest tile; steps of more rows need no kernels of their own."""
-        return self._compiled.options.row.tile_rows
+    def warm_up(self, *, pools: bool = False) -> None:
+        self._plain.warm_up(self._limits.tokens)
+        if pools:
+            self._for_pooling.warm_up(self._limits.tokens)
 
     def prepare(self, tokens: int) -> None:
         """Have the tile kernels ready that a step of so many tokens needs."""
-        size = rows_per_tile(tokens, self._tile_rows)
-        wanted = {size, (tokens - 1) % size + 1}
-        if self._compiled.program.has_experts:
-            wanted |= set(range(1, min(tokens, self._tile_rows) + 1))
-        for rows in wanted - self._ready_tiles:
-            for kind, address in self._compiled.tile_addresses(rows).items():
-                self._tiles[kind, rows - 1] = address
-            self._ready_tiles.add(rows)
+        self._plain.prepare(tokens)
 
     def post(self, step: StepInput) -> None:
         assert self._posted is None, "a step is in flight already"
         self._check(step)
-        for count in {len(step.tokens), len(step.rows)} - {0}:
-            self.prepare(count)
-        self._counters[:] = 0
+        variant = self._plain if step.pooled is None else self._for_pooling
+        num_pooled = 0 if step.pooled is None else len(step.pooled)
+        for count in {len(step.tokens), len(step.rows), num_pooled} - {0}:
+            variant.prepare(count)
+        variant.reset()
+        if variant is not self._current:
+            variant.enter(self._context)
+            self._current = variant
         self._copy_blocks(step)
         for table in self._angles.values():
             table.reach(int(step.positions.max()))
         self._set_step(step)
         self._posted = step
-        self._workers.post(self._compiled.step_address, self._context.address)
+        self._workers.post(variant.step_address, self._context.address)
 
     def _check(self, step: StepInput) -> None:
         limits = self._limits
@@ -215,8 +223,19 @@ class LlvmModel:
         context["is_logprobs"] = int(step.logprobs is not None)
         if step.logprobs is not None:
             self._set_logprobs(step.logprobs)
+        if step.pooled is not None:
+            self._set_pooling(step, step.pooled)
         for field, array in self._step.items():
             context.point(field, array)
+
+    def _set_pooling(self, step: StepInput, pooled: I32Array) -> None:
+        lengths = np.zeros(len(step.block_tables), np.int32)
+        lengths[step.sequences] = step.positions + 1  # the last of each sequence stays
+        segments = np.zeros_like(step.tokens) if step.segments is None else step.segments
+        self._context["E"] = len(pooled)
+        self._step["pooled"] = _packed(pooled, np.int32)
+        self._step["lengths"] = lengths
+        self._step["segments"] = _packed(segments, np.int32)
 
     def _set_sampling(self, sampling: SampleInput) -> None:
         for source, field in SAMPLE_FIELDS.items():
@@ -264,21 +283,30 @@ class LlvmModel:
             tokens = self._sampled[:count].copy()
         return StepOutput(
             tokens=tokens,
-            logits=self._read_logits(count) if step.want_logits else None,
+            logits=self._read(self._current.program.logits, count) if step.want_logits else None,
             logprobs=self._scores.logprobs() if step.logprobs is not None else None,
+            hidden=None if step.pooled is None else self._read_hidden(len(step.pooled)),
         )
 
-    def _read_logits(self, count: int) -> F32Array:
-        width = self._logits.stride // 4
-        rows = self._arena.view(np.float32, (count, width), self._logits.offset)
-        return rows[:, : self._limits.vocab_size].copy()
+    def _read_hidden(self, count: int) -> F32Array:
+        return self._read(self._current.program.hidden, count)
+
+    def _read(self, buffer: Buffer | None, count: int) -> F32Array:
+        """The first rows of a value; of logits, those of tokens."""
+        assert buffer is not None, "the graph does not give it"
+        rows = self._current.arena.view(np.float32, (count, buffer.stride // 4), buffer.offset)
+        is_logits = buffer is self._current.program.logits
+        width = self._limits.vocab_size if is_logits else buffer.type.width
+        return rows[:, :width].copy()
 
     def close(self) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         self._workers.close()
-        for arena in (self._arena, self._keys, self._values, self._weights):
+        variants = {id(v): v for v in (self._plain, self._pooling) if v is not None}
+        arenas = (variant.arena for variant in variants.values())
+        for arena in (*arenas, self._keys, self._values, self._weights):
             arena.close()
 
 

