@@ -13,6 +13,7 @@ from itertools import count
 import numpy as np
 from hypothesis import strategies as st
 
+from tokenmill.backends.base import LowRank
 from tokenmill.ir.build import FunctionBuilder, finish_graph
 from tokenmill.ir.formats import FORMATS, Weight, quantize
 from tokenmill.ir.graph import Graph, Value
@@ -32,6 +33,7 @@ class Case:
     activations: str
     cache: str
     vocab_size: int
+    adapters: tuple[Mapping[str, LowRank], ...] = ()
 
     def __repr__(self) -> str:
         return f"Case({self.activations}, cache {self.cache}, {self.vocab_size} tokens)\n" + (

@@ -5,6 +5,7 @@ arrays, never requests. T tokens in the step, S sequences, R rows whose logits a
 B blocks a sequence at most, H entries of penalty history.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,6 +94,15 @@ class StepInput:
     window_tables: I32Array | None = None  # [S, B] as block_tables, if limits.window_blocks
     window_copies: I32Array | None = None  # [C, 2] as copies, in the pool of those layers
     want_logits: bool = False
+    adapters: I32Array | None = None  # [T] slot of each token's adapter; -1: none; None: all none
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRank:
+    """What an adapter adds to one linear's weights [N, K]: up_NR @ down_RK."""
+
+    down_RK: F32Array
+    up_NR: F32Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +138,7 @@ class StepLimits:
     window: int = 0  # positions that layers with a pool of their own see; 0: none has one
     window_blocks: int = 0  # blocks in that pool
     logprobs: int = 20  # most likely tokens that a step can report for a row
+    adapter_slots: int = 0  # adapters that a step can read; 0: the model takes none
 
 
 MAX_WINDOW_DRAFTS = BLOCK_SIZE
@@ -161,6 +172,13 @@ class CompiledModel(Protocol):
 
     def wait(self) -> StepOutput:
         """Wait for the step in flight."""
+        ...
+
+    def set_adapter(self, slot: int, changes: Mapping[str, LowRank]) -> None:
+        """Put an adapter into a slot, in place of what was there; no step is in flight.
+
+        `changes` are by the full name of the weight; those of other weights stay as they are.
+        """
         ...
 
     def close(self) -> None:

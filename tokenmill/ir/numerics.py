@@ -5,6 +5,7 @@ Shape suffixes: T tokens, R rows, S sequences, K inputs, N outputs, H query head
 D dimensions a head, P positions, E experts, C experts that a token chooses.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from tokenmill.ir.formats import FORMATS, Weight
 from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum, stored_dims
 
 IntArray = npt.NDArray[np.int32]
+NO_ADAPTER = -1
 
 SMALLEST_GROUP = 1e-36
 """A group of activations with no larger one is rounded to zeros: 127 / max|x| would overflow."""
@@ -55,6 +57,23 @@ class Cache:
         heads = self.keys.shape[2:]
         keys = self.keys[blocks].reshape(-1, *heads)[:length]
         return keys, self.values[blocks].reshape(-1, *heads)[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSlots:
+    """One factor of what adapters change in one linear: A [R, K] or B [N, R] for each slot.
+
+    None: the slot's adapter leaves the linear as it is. Ranks may differ, and are at most `rank`.
+    """
+
+    rank: int
+    matrices: list[F32Array | None]
+
+    def rows(self, adapters_T: IntArray) -> Iterator[tuple[IntArray, F32Array]]:
+        """Which rows take which matrix; those that take none are left out."""
+        for slot, matrix in enumerate(self.matrices):
+            if matrix is not None:
+                yield np.flatnonzero(adapters_T == slot).astype(np.int32), matrix
 
 
 def embed(tokens_T: IntArray, table: Weight) -> F32Array:
@@ -104,6 +123,27 @@ def linear(x_TK: F32Array, weight: Weight, bias: Weight | None = None) -> F32Arr
         if minimums_NG is not None:
             out_TN += minimums_NG[:, group] * x.sum(1)[:, None]
     return out_TN if bias is None else out_TN + bias.dequantize()[0]
+
+
+def shrink(x_TK: F32Array, weight: AdapterSlots, adapters_T: IntArray) -> F32Array:
+    """A x, each row with its adapter's A [R, K] (Hu et al. 2021); zeros beyond its rank."""
+    low_TR = np.zeros((len(x_TK), weight.rank), np.float32)
+    for rows, a_RK in weight.rows(adapters_T):
+        low_TR[rows, : len(a_RK)] = lane_sum(x_TK[rows, None, :] * a_RK)
+    return low_TR
+
+
+def expand(
+    y_TN: F32Array, low_TR: F32Array, weight: AdapterSlots, adapters_T: IntArray
+) -> F32Array:
+    """y + B (A x), each row with its adapter's B [N, R]; rows that have none stay as they are."""
+    out_TN = y_TN.copy()
+    for rows, b_NR in weight.rows(adapters_T):
+        delta = np.zeros((len(rows), len(b_NR)), np.float32)
+        for rank, b_N in enumerate(b_NR.T):
+            delta += low_TR[rows, rank, None] * b_N
+        out_TN[rows] += delta
+    return out_TN
 
 
 def rope_frequencies(head_dim: int, theta: float) -> F32Array:

@@ -8,7 +8,8 @@ from tokenmill.ir.graph import Dim, Function, Graph, Node, Type, Value, fuse, la
 from tokenmill.ir.ops import ACTIVATIONS, STRUCTURE, TypeMismatchError, infer
 
 _NAME = re.compile(r"[\w.]+")
-_DTYPES = (*ACTIVATIONS, *FORMATS, "w", "i32", "place", "sampling", "kv", "routes", "groups")
+_HANDLES = ("place", "sampling", "kv", "routes", "groups", "adapters")
+_DTYPES = (*ACTIVATIONS, *FORMATS, "w", "lora", "i32", *_HANDLES)
 _SYMBOLS = ("T", "R", "S")
 _REPEAT_ATTRS = {"prefix": str, "bodies": tuple, "order": tuple}
 

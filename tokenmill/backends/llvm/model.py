@@ -1,5 +1,6 @@
 """A compiled model on this machine's processor: posts steps to native workers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -11,12 +12,14 @@ from tokenmill.backends.base import (
     I32Array,
     LogprobInput,
     Logprobs,
+    LowRank,
     SampleInput,
     StepInput,
     StepLimits,
     StepOutput,
 )
 from tokenmill.backends.llvm.context import Context
+from tokenmill.backends.llvm.factors import FactorMemory
 from tokenmill.backends.llvm.kv_cache import head_bytes, is_windowed
 from tokenmill.backends.llvm.lower import Program
 from tokenmill.backends.llvm.memory import Arena
@@ -24,10 +27,10 @@ from tokenmill.backends.llvm.packing import round_up
 from tokenmill.backends.llvm.program import CompiledProgram
 from tokenmill.backends.llvm.target import MOST_TILE_ROWS
 from tokenmill.backends.llvm.tiles import rows_per_tile
-from tokenmill.backends.llvm.weights import PackedWeights, angle_table
+from tokenmill.backends.llvm.weights import PackedWeights, angle_table, factors_of
 from tokenmill.backends.llvm.workers import Workers
 from tokenmill.ir.graph import Type
-from tokenmill.ir.numerics import Angles
+from tokenmill.ir.numerics import NO_ADAPTER, Angles
 from tokenmill.ir.order import LANES
 
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
@@ -119,7 +122,8 @@ class LlvmModel:
         self._scratch = np.zeros((threads, stride), np.float32)
         self._angles = self._angle_tables(program)
         addresses = {key: int(a.ctypes.data) for key, a in self._angles.items()}
-        self._table = packed.table(program, weights.address, addresses)
+        self._factors = FactorMemory.of(factors_of(program))
+        self._table = packed.table(program, weights.address, addresses, self._factors)
         self._workers = Workers(threads, compiled.options.row, cache=compiled.objects)
         self._fill_context(program)
 
@@ -182,8 +186,14 @@ class LlvmModel:
         self._posted = step
         self._workers.post(self._compiled.step_address, self._context.address)
 
+    def set_adapter(self, slot: int, changes: Mapping[str, LowRank]) -> None:
+        assert self._posted is None, "a step is in flight"
+        assert 0 <= slot < self._limits.adapter_slots, slot
+        self._factors.put(slot, changes)
+
     def _check(self, step: StepInput) -> None:
         limits = self._limits
+        assert step.adapters is None or limits.adapter_slots
         assert 0 < len(step.tokens) <= limits.tokens, len(step.tokens)
         assert len(step.rows) <= limits.rows, len(step.rows)
         assert step.block_tables.shape[1] <= limits.blocks_per_sequence
@@ -203,6 +213,9 @@ class LlvmModel:
             "window_token_blocks": _packed(windows[step.sequences, index], np.int32),
             "rows": _packed(step.rows, np.int32),
         }
+        if self._limits.adapter_slots:
+            none = np.full(len(step.tokens), NO_ADAPTER, np.int32)
+            self._step["adapters"] = none if step.adapters is None else step.adapters
         context = self._context
         context["T"], context["R"] = len(step.tokens), len(step.rows)
         context["S"] = len(step.block_tables)
@@ -276,7 +289,8 @@ class LlvmModel:
             return
         self._is_closed = True
         self._workers.close()
-        for arena in (self._arena, self._keys, self._values, self._weights):
+        arenas = (self._arena, self._keys, self._values, self._weights, self._factors.arena)
+        for arena in arenas:
             arena.close()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Function, Graph, Node, layer_bodies, layer_weight, walk
-from tokenmill.ir.numerics import Cache
+from tokenmill.ir.numerics import AdapterSlots, Cache
 from tokenmill.ir.ops import OPS
 
 FullName = Callable[[str], str]
@@ -29,7 +29,7 @@ class Interpreter:
     """
 
     graph: Graph
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, Weight | AdapterSlots]
     caches: Mapping[str, Cache]
 
     def run(self, inputs: Mapping[str, object]) -> list[Any]:
