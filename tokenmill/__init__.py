@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenmill.engine.adapters import LoRARequest
     from tokenmill.engine.llm import LLM
     from tokenmill.sampling.params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "LoRARequest", "SamplingParams", "__version__"]
 
-_EXPORTS = {"LLM": "tokenmill.engine.llm", "SamplingParams": "tokenmill.sampling.params"}
+_EXPORTS = {
+    "LLM": "tokenmill.engine.llm",
+    "LoRARequest": "tokenmill.engine.adapters",
+    "SamplingParams": "tokenmill.sampling.params",
+}
 
 
 def __getattr__(name: str) -> object:

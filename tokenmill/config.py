@@ -11,6 +11,8 @@ QUANTIZATIONS = ("auto", "q4", "q8", "bf16", "f32")
 ACTIVATIONS = ("bf16", "int8", "f32")
 KV_CACHES = ("auto", "bf16", "f32", "int8")
 MAX_THREADS = 1024
+MAX_LORAS = 1024
+MAX_LORA_RANK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,9 @@ class EngineConfig:
     speculative: str = "off"  # "off", "ngram", or a draft model with the same tokenizer
     num_speculative_tokens: int = 4  # guesses for one sequence in one step, at most
     max_waiting: int | None = None  # requests that wait before another is refused
+    enable_lora: bool = False
+    max_loras: int = 1  # adapters that one step may use
+    max_lora_rank: int = 16
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +59,8 @@ class EngineConfig:
         if not self.speculative:
             raise UsageError("speculative is empty: give off, ngram or the name of a draft model")
         _check_count("max_waiting", self.max_waiting, least=0)
+        _check_count("max_loras", self.max_loras, least=1, most=MAX_LORAS)
+        _check_count("max_lora_rank", self.max_lora_rank, least=1, most=MAX_LORA_RANK)
 
     @property
     def max_step_rows(self) -> int:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from tests.backend.graphs import Case
-from tokenmill.backends.base import CompiledModel, LowRank
+from tokenmill.backends.base import CompiledModel
 from tokenmill.ir.graph import Graph
+from tokenmill.ir.low_rank import LowRank
 from tokenmill.passes.add_adapters import AdapterRoom, adaptable, add_adapters
 
 ADAPTER_SLOTS = 3

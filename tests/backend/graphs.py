@@ -13,10 +13,10 @@ from itertools import count
 import numpy as np
 from hypothesis import strategies as st
 
-from tokenmill.backends.base import LowRank
 from tokenmill.ir.build import FunctionBuilder, finish_graph
 from tokenmill.ir.formats import FORMATS, Weight, quantize
 from tokenmill.ir.graph import Graph, Value
+from tokenmill.ir.low_rank import LowRank
 from tokenmill.ir.text import print_graph
 from tokenmill.passes.pipeline import numeric_passes, run_passes
 

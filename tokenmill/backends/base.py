@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tokenmill.ir.low_rank import LowRank
+
 I32Array = npt.NDArray[np.int32]
 I64Array = npt.NDArray[np.int64]
 U32Array = npt.NDArray[np.uint32]
@@ -95,14 +97,6 @@ class StepInput:
     window_copies: I32Array | None = None  # [C, 2] as copies, in the pool of those layers
     want_logits: bool = False
     adapters: I32Array | None = None  # [T] slot of each token's adapter; -1: none; None: all none
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LowRank:
-    """What an adapter adds to one linear's weights [N, K]: up_NR @ down_RK."""
-
-    down_RK: F32Array
-    up_NR: F32Array
 
 
 @dataclass(frozen=True, kw_only=True)

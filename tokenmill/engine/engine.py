@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from tokenmill.backends.base import CompiledModel
 from tokenmill.engine.prompt_budget import PromptBudget
@@ -20,6 +21,9 @@ from tokenmill.engine.stats import (
 )
 from tokenmill.engine.step_loop import StepLoop
 from tokenmill.errors import CapacityError, TokenmillError, UsageError
+
+if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
 
 
 class QueueFullError(CapacityError):
@@ -63,7 +67,8 @@ class Engine:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outbox: dict[Sink, list[Delivery]] = {}
         # Guards _live's growth and the flags; reentrant, since a garbage collection may call
-        # `close` from anywhere. Whoever waits for it is told when nothing is live any more.
+        # `close` from anywhere. Whoever waits for it is told when nothing is live any more, or
+        # nothing with some adapter.
         self._lock = threading.Condition(threading.RLock())
         self._is_open = True
         self._is_draining = False
@@ -126,6 +131,16 @@ class Engine:
         with self._lock:
             self._is_draining = True
             return self._lock.wait_for(lambda: not self._live, timeout_s)
+
+    def wait_unused(self, adapter: "Adapter", timeout_s: float | None = None) -> bool:
+        """Wait until no request has an adapter; False: after `timeout_s` some still had it."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self.uses(adapter), timeout_s)
+
+    def uses(self, adapter: "Adapter") -> bool:
+        """Has some request that adapter?"""
+        with self._lock:
+            return any(sequence.adapter is adapter for sequence in self._live)
 
     def close(self) -> None:
         """Abort what runs, end the thread and free the model; a second call does nothing."""
@@ -262,7 +277,7 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         with self._lock:
             del self._live[sequence]
-            if not self._live:
+            if not self._live or sequence.adapter is not None:
                 self._lock.notify_all()
 
     def _flush(self) -> None:

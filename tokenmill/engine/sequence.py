@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tokenmill.backends.base import BLOCK_SIZE, StepLimits
 from tokenmill.engine.outputs import FinishReason, TokenLogprobs
 from tokenmill.errors import CapacityError, UsageError
+from tokenmill.ir.low_rank import NO_ADAPTER
 from tokenmill.kv.block_hash import extend_names, root_name
 from tokenmill.kv.window_blocks import WindowTable
 from tokenmill.sampling.logit_rules import NO_RULES, LogitRules, make_rules
 from tokenmill.sampling.pace import Pace
 from tokenmill.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
 
 NO_SLOT = -1
 
@@ -35,10 +40,12 @@ class Sequence:
     rules: LogitRules = NO_RULES
     priority: int = 0  # the lower, the sooner
     root: bytes = field(default_factory=lambda: root_name(""))
+    adapter: "Adapter | None" = None
     parent: "Sequence | None" = None  # computes the same prompt, to share it
 
     arrival: int = -1  # the scheduler counts
     slot: int = NO_SLOT  # native slot, while it runs
+    adapter_slot: int = NO_ADAPTER  # where its adapter lies, while it runs
     blocks: list[int] = field(default_factory=list)  # block table, while it runs
     windows: WindowTable = field(default_factory=WindowTable)  # of layers with a window
     block_names: list[bytes] = field(default_factory=list)  # of the full blocks
@@ -74,6 +81,7 @@ class Sequence:
             rules=self.rules,
             priority=self.priority,
             root=self.root,
+            adapter=self.adapter,
             parent=self,
         )
 
@@ -144,6 +152,7 @@ def make_sequence(
     bad_words: SequenceOf[SequenceOf[int]] = (),
     priority: int = 0,
     cache_salt: str = "",
+    adapter: "Adapter | None" = None,
     parent: Sequence | None = None,
 ) -> Sequence:
     """A sequence that the engine can serve, alone at the least; `bad_words` are token ids.
@@ -173,7 +182,8 @@ def make_sequence(
             vocab_size=limits.vocab_size,
         ),
         priority=priority,
-        root=root_name(cache_salt),
+        root=root_name(cache_salt, adapter.digest if adapter else b""),
+        adapter=adapter,
         parent=parent,
     )
 

@@ -5,7 +5,6 @@ Shape suffixes: T tokens, R rows, S sequences, K inputs, N outputs, H query head
 D dimensions a head, P positions, E experts, C experts that a token chooses.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.ir.formats import FORMATS, Weight
+from tokenmill.ir.low_rank import AdapterSlots
 from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum, stored_dims
 
 IntArray = npt.NDArray[np.int32]
-NO_ADAPTER = -1
 
 SMALLEST_GROUP = 1e-36
 """A group of activations with no larger one is rounded to zeros: 127 / max|x| would overflow."""
@@ -57,23 +56,6 @@ class Cache:
         heads = self.keys.shape[2:]
         keys = self.keys[blocks].reshape(-1, *heads)[:length]
         return keys, self.values[blocks].reshape(-1, *heads)[:length]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterSlots:
-    """One factor of what adapters change in one linear: A [R, K] or B [N, R] for each slot.
-
-    None: the slot's adapter leaves the linear as it is. Ranks may differ, and are at most `rank`.
-    """
-
-    rank: int
-    matrices: list[F32Array | None]
-
-    def rows(self, adapters_T: IntArray) -> Iterator[tuple[IntArray, F32Array]]:
-        """Which rows take which matrix; those that take none are left out."""
-        for slot, matrix in enumerate(self.matrices):
-            if matrix is not None:
-                yield np.flatnonzero(adapters_T == slot).astype(np.int32), matrix
 
 
 def embed(tokens_T: IntArray, table: Weight) -> F32Array:

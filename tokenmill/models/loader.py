@@ -16,11 +16,13 @@ from tokenmill.backends.llvm.model import LlvmModel, kv_block_bytes
 from tokenmill.backends.llvm.objects import ObjectCache, cache_key
 from tokenmill.backends.llvm.program import CompiledProgram, Numerics, compile_program
 from tokenmill.backends.llvm.target import pick_row
-from tokenmill.backends.llvm.weights import PackedWeights
+from tokenmill.backends.llvm.weights import PackedWeights, adapter_bytes
 from tokenmill.backends.llvm.workers import num_usable_threads
 from tokenmill.config import EngineConfig
 from tokenmill.errors import UsageError
 from tokenmill.fingerprint import code_fingerprint
+from tokenmill.ir.graph import Graph
+from tokenmill.models.adapters import TARGETS, AdapterReader
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
@@ -33,6 +35,7 @@ from tokenmill.models.safetensors import read_json
 from tokenmill.models.sources import fetch
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
+from tokenmill.passes.add_adapters import AdapterRoom, adaptable, add_adapters
 
 _NOTHING = memoryview(b"")
 _KV_SHARE = 0.3
@@ -47,6 +50,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     compiled: CompiledModel
+    adapter_reader: AdapterReader | None = None  # None: it takes no adapters
     generation_defaults: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -62,13 +66,16 @@ def load_model(
     local = fetch(options.model, progress=progress, offline=options.offline)
     checkpoint = open_checkpoint(local.path)
     tokenizer = _load_tokenizer(checkpoint, progress)
-    compiled = _compile(checkpoint, tokenizer, options, progress, target)
+    graph = build_graph(checkpoint.config)
+    reader = _adapter_reader(checkpoint.config, graph, options)
+    compiled = _compile(checkpoint, graph, tokenizer, options, progress, target)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
         config=checkpoint.config,
         tokenizer=tokenizer,
         chat_template=template,
         compiled=compiled,
+        adapter_reader=reader,
         generation_defaults=_generation_defaults(checkpoint.path),
     )
 
@@ -77,6 +84,15 @@ def _generation_defaults(path: Path) -> Mapping[str, object]:
     """What a model's makers recommend for sampling; a GGUF file does not say."""
     config = path / "generation_config.json"
     return read_json(config) if config.is_file() else {}
+
+
+def _adapter_reader(
+    config: ModelConfig, graph: Graph, options: EngineConfig
+) -> AdapterReader | None:
+    if not options.enable_lora:
+        return None
+    sizes = adaptable(graph, TARGETS)
+    return AdapterReader(config=config, sizes=sizes, max_rank=options.max_lora_rank)
 
 
 def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
@@ -92,14 +108,17 @@ def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
 
 def _compile(
     checkpoint: Checkpoint,
+    graph: Graph,
     tokenizer: Tokenizer,
     options: EngineConfig,
     progress: Progress,
     target_limits: StepLimits | None,
 ) -> CompiledModel:
     started_ns, kept_bytes = time.time_ns(), cache_limit_bytes()
-    graph = build_graph(checkpoint.config)
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
+    if options.enable_lora:
+        room = AdapterRoom(slots=options.max_loras, rank=options.max_lora_rank)
+        graph = add_adapters(graph, room, TARGETS)
     formats = target_formats(checkpoint, shapes, options.quantization)
     cache = options.kv_cache
     if cache == "auto":
@@ -215,7 +234,8 @@ def _limits(
             "tokens: give at most that, or leave it out"
         )
     per_sequence = -(-length // BLOCK_SIZE)
-    room = options.kv_cache_memory_bytes or int(memory_available_bytes() * _KV_SHARE)
+    free_bytes = max(0, memory_available_bytes() - adapter_bytes(program))
+    room = options.kv_cache_memory_bytes or int(free_bytes * _KV_SHARE)
     # A model that guesses goes back now and then, further than a window may reach.
     window = config.window if target is None and config.window < length else 0
 
@@ -247,4 +267,5 @@ def _limits(
         vocab_size=min(config.vocab_size, tokenizer.vocab_size),
         window=window,
         window_blocks=shares.window_blocks,
+        adapter_slots=options.max_loras if options.enable_lora else 0,
     )

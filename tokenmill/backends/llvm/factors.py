@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.backends.base import LowRank
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import PAIR_ROWS, RowOrder, round_up
+from tokenmill.ir.low_rank import LowRank
 
 HEADER_BYTES = 64
 ROWS_AT_ONCE = 8

@@ -12,7 +12,6 @@ from tokenmill.backends.base import (
     I32Array,
     LogprobInput,
     Logprobs,
-    LowRank,
     SampleInput,
     StepInput,
     StepLimits,
@@ -30,7 +29,8 @@ from tokenmill.backends.llvm.tiles import rows_per_tile
 from tokenmill.backends.llvm.weights import PackedWeights, angle_table, factors_of
 from tokenmill.backends.llvm.workers import Workers
 from tokenmill.ir.graph import Type
-from tokenmill.ir.numerics import NO_ADAPTER, Angles
+from tokenmill.ir.low_rank import NO_ADAPTER, LowRank
+from tokenmill.ir.numerics import Angles
 from tokenmill.ir.order import LANES
 
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[np.generic]]

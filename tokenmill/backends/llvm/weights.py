@@ -88,6 +88,11 @@ def factors_of(program: Program) -> dict[tuple[str, Factor], None]:
     return dict.fromkeys(map(factor_key, entries))
 
 
+def adapter_bytes(program: Program) -> int:
+    """Bytes that the slots for adapters take."""
+    return sum(factor.size_bytes for _, factor in factors_of(program))
+
+
 def packed_bytes(slot: Slot, shape: tuple[int, ...]) -> int:
     """Bytes that a weight of this shape takes in a layout."""
     assert slot.order is not None

@@ -13,7 +13,8 @@ import numpy as np
 
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Function, Graph, Node, layer_bodies, layer_weight, walk
-from tokenmill.ir.numerics import AdapterSlots, Cache
+from tokenmill.ir.low_rank import AdapterSlots
+from tokenmill.ir.numerics import Cache
 from tokenmill.ir.ops import OPS
 
 FullName = Callable[[str], str]

@@ -13,7 +13,6 @@ from tokenmill.backends.base import (
     I32Array,
     LogprobInput,
     Logprobs,
-    LowRank,
     MaskInput,
     SampleInput,
     StepInput,
@@ -23,7 +22,8 @@ from tokenmill.backends.base import (
 from tokenmill.backends.reference.interpreter import Interpreter, make_caches
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph, Type
-from tokenmill.ir.numerics import NO_ADAPTER, AdapterSlots, Place
+from tokenmill.ir.low_rank import NO_ADAPTER, AdapterSlots, LowRank
+from tokenmill.ir.numerics import Place
 from tokenmill.ir.sampling import RowSampling, Sampling
 from tokenmill.passes.add_adapters import A, B
 
@@ -50,7 +50,7 @@ class ReferenceModel:
             block_size=BLOCK_SIZE,
             num_window_blocks=limits.window_blocks,
         )
-        known = {**weights, **self._factors}
+        known: dict[str, Weight | AdapterSlots] = {**weights, **self._factors}
         self._interpreter = Interpreter(graph=graph, weights=known, caches=caches)
         self._limits = limits
         self._slots = np.zeros(limits.slots, np.int32)
