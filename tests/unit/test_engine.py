@@ -65,6 +65,7 @@ def make_llm(
         tokenizer=Letters(),
         chat_template=None,
         generation_defaults={},
+        adapter_reader=None,
         config=SimpleNamespace(context_length=100),
     )
     vars(loaded).update(changes)

@@ -48,10 +48,6 @@ class AdapterSlots:
         if not self._users[slot]:
             self._unused[slot] = None
 
-    def active(self) -> "list[Adapter]":
-        """The adapters that running sequences use."""
-        return [adapter for slot, adapter in self._holders.items() if self._users[slot]]
-
     def check(self, users: "Iterable[tuple[Adapter | None, int]]") -> None:
         """Prove that slots and their users, (adapter, slot) each, agree. Raises AssertionError."""
         counts: Counter[int] = Counter()

@@ -174,6 +174,9 @@ class Engine:
             step_tokens=Histogram(
                 STEP_TOKEN_BOUNDS, tuple(counters.step_tokens), counters.step_tokens_sum
             ),
+            max_loras=self._compiled.limits.adapter_slots,
+            running_loras=_adapter_names(scheduler.running),
+            waiting_loras=_adapter_names(scheduler.waiting),
         )
 
     def block_map(self) -> BlockMap:
@@ -295,6 +298,11 @@ class Engine:
         for request in requests:
             self._outbox.setdefault(request.sink, []).append(Delivery(request, _dead(error)))
         self._flush()
+
+
+def _adapter_names(sequences: SequenceOf[Sequence]) -> tuple[str, ...]:
+    """The engine's thread may change the list meanwhile, so that it is copied at once."""
+    return tuple(sorted({s.adapter.name for s in tuple(sequences) if s.adapter is not None}))
 
 
 def _dead(error: BaseException) -> EngineDeadError:

@@ -139,7 +139,8 @@ class LLM:
 
         A prompt is a text, a list of token ids, or {"prompt": text} or {"prompt_token_ids": ids}.
         `sampling_params` is one for all or one each, and so is `lora_request`, the adapters.
-        `progress(finished, total)` is called as prompts finish. Interrupted (Ctrl-C), it aborts its own requests and leaves the LLM usable.
+        `progress(finished, total)` is called as prompts finish. Interrupted (Ctrl-C), it aborts its
+        own requests and leaves the LLM usable.
         Raises UsageError or CapacityError that names the prompt, before anything runs.
         """
         listed = prompt_list(prompts)

@@ -184,6 +184,12 @@ class AdapterReader:
         return np.ascontiguousarray(heads[:, order]).reshape(up_NR.shape)
 
 
+def adapter_rank(path: Path) -> int:
+    """The largest rank in an adapter's config. Raises as `AdapterReader.read` does."""
+    config = _folder(path) / CONFIG_NAME
+    return read_peft_config(f"adapter {path}: {CONFIG_NAME}", read_json(config)).max_rank
+
+
 def _folder(path: Path) -> Path:
     """The folder of an adapter, of which the weights may be given as well."""
     folder = path.parent if path.name == WEIGHTS_NAME else path

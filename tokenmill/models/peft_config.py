@@ -68,6 +68,10 @@ class PeftConfig:
     targets: tuple[str, ...] | None  # ends of names of modules; None: what the file has
     layers: frozenset[int] | None  # None: all
 
+    @property
+    def max_rank(self) -> int:
+        return max(self.rank, *self.rank_pattern.values(), 1)
+
     def rank_of(self, module: str) -> int:
         return _first_match(self.rank_pattern, module, self.rank)
 
@@ -90,19 +94,14 @@ def read_peft_config(where: str, values: Mapping[str, object]) -> PeftConfig:
     fields.require(_SUPPORTED)
     _refuse_unknown(fields)
     targets = _targets(fields)
+    ranks, alphas = _pattern(fields, "rank_pattern"), _pattern(fields, "alpha_pattern")
     return PeftConfig(
         where=where,
         rank=fields.integer("r", most=MAX_LORA_RANK),
         alpha=fields.number("lora_alpha", most=1e9),
         is_rank_stable=fields.flag("use_rslora", default=False),
-        rank_pattern={
-            key: Fields(where, _pattern(fields, "rank_pattern")).integer(key, most=MAX_LORA_RANK)
-            for key in _pattern(fields, "rank_pattern")
-        },
-        alpha_pattern={
-            key: Fields(where, _pattern(fields, "alpha_pattern")).number(key, most=1e9)
-            for key in _pattern(fields, "alpha_pattern")
-        },
+        rank_pattern={key: ranks.integer(key, most=MAX_LORA_RANK) for key in ranks.values},
+        alpha_pattern={key: alphas.number(key, most=1e9) for key in alphas.values},
         targets=targets,
         layers=_layers(fields),
     )
@@ -136,7 +135,7 @@ def _layers(fields: Fields) -> frozenset[int] | None:
     return frozenset(listed)
 
 
-def _pattern(fields: Fields, key: str) -> Mapping[str, object]:
+def _pattern(fields: Fields, key: str) -> Fields:
     value = fields.values.get(key) or {}
     if not isinstance(value, dict):
         raise fields.wrong(key, value, "an object")
@@ -147,7 +146,7 @@ def _pattern(fields: Fields, key: str) -> Mapping[str, object]:
             re.compile(name)
         except re.error:
             raise fields.wrong(key, name, "a name of a module") from None
-    return value
+    return Fields(f"{fields.where}: {key}", value)
 
 
 def _first_match(patterns: Mapping[str, T], module: str, default: T) -> T:
