@@ -15,7 +15,7 @@ from tests.e2e.command import PROGRAM, environment
 from tests.e2e.server_process import ServerProcess, serving
 from tokenmill import LLM, LoRARequest, SamplingParams
 from tokenmill.config import ACTIVATIONS
-from tokenmill.errors import UsageError
+from tokenmill.errors import CapacityError, UsageError
 from tokenmill.models.checkpoint import open_checkpoint
 
 TEXT = "The mill turns grain into flour while water runs under its wheel"
@@ -139,6 +139,8 @@ def test_what_cannot_be_asked_is_refused(
     small_qwen: Path, caches: Path, adapters: dict[str, Path]
 ) -> None:
     asked = request(adapters, "first")
+    with pytest.raises(CapacityError, match="lower max_loras or max_lora_rank"):
+        LLM(str(small_qwen), enable_lora=True, max_loras=1024, max_lora_rank=1024)
     with (
         LLM(str(small_qwen), max_model_len=256) as llm,
         pytest.raises(UsageError, match="enable_lora"),

@@ -179,8 +179,11 @@ def test_files_that_are_no_adapter(tmp_path: Path):
     assert "is not JSON" in refusal(folder)
     (folder / "adapter_config.json").unlink()
     assert "adapter_config.json" in refusal(folder)
-    with pytest.raises(TokenmillError, match="no such folder"):
-        READER.read("a", tmp_path / "nowhere")
+    for path in (tmp_path / "nowhere", Path("\0")):
+        with pytest.raises(TokenmillError, match="no such folder"):
+            READER.read("a", path)
+    with pytest.raises(TokenmillError, match="File name too long"):
+        READER.read("a", tmp_path / ("x" * 4000))
 
 
 def test_an_empty_file_is_no_adapter(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The adapters that are loaded, by name."""
 
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class Adapters:
         self._reader = reader
         self._loaded: dict[str, Adapter] = {}
         self._lock = threading.RLock()
+        self._resolving = threading.Lock()  # two that ask first for the same load it once
 
     @property
     def is_enabled(self) -> bool:
@@ -66,7 +68,7 @@ class Adapters:
             raise UsageError("the name of an adapter is empty")
         if not replaces:
             self._check_free(name)
-        adapter = self._reader.read(name, Path(path).expanduser())
+        adapter = self._reader.read(name, Path(os.path.expanduser(path)))
         with self._lock:
             if not replaces:
                 self._check_free(name)
@@ -84,11 +86,12 @@ class Adapters:
         """The adapter that a request names, loaded now if it is not yet."""
         if request is None:
             return None
-        adapter = self.find(request.lora_name)
+        with self._resolving:
+            adapter = self.find(request.lora_name)
+            if adapter is None and request.lora_path:
+                return self.load(request.lora_name, request.lora_path)
         if adapter is None:
-            if not request.lora_path:
-                raise UnknownAdapterError(f"no adapter {request.lora_name!r} is loaded")
-            return self.load(request.lora_name, request.lora_path)
+            raise UnknownAdapterError(f"no adapter {request.lora_name!r} is loaded")
         if request.lora_path and request.lora_path != adapter.path:
             raise AdapterExistsError(
                 f"adapter {request.lora_name!r} is loaded from {adapter.path}, not from "

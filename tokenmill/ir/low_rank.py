@@ -23,7 +23,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterSlots:
+class FactorSlots:
     """One factor of what adapters change in one linear: A [R, K] or B [N, R] for each slot.
 
     None: the slot's adapter leaves the linear as it is. Ranks may differ, and are at most `rank`.

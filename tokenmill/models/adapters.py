@@ -193,9 +193,12 @@ def adapter_rank(path: Path) -> int:
 def _folder(path: Path) -> Path:
     """The folder of an adapter, of which the weights may be given as well."""
     folder = path.parent if path.name == WEIGHTS_NAME else path
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"{path}: no such folder; give one with {CONFIG_NAME}")
-    return folder
+    try:
+        if folder.is_dir():
+            return folder
+    except OSError as error:
+        raise ModelNotFoundError(f"{path}: cannot be read: {error.strerror}") from error
+    raise ModelNotFoundError(f"{path}: no such folder; give one with {CONFIG_NAME}")
 
 
 def _tensors(folder: Path) -> Mapping[str, MappedTensor]:

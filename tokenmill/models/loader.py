@@ -19,7 +19,7 @@ from tokenmill.backends.llvm.target import pick_row
 from tokenmill.backends.llvm.weights import PackedWeights, adapter_bytes
 from tokenmill.backends.llvm.workers import num_usable_threads
 from tokenmill.config import EngineConfig
-from tokenmill.errors import UsageError
+from tokenmill.errors import CapacityError, UsageError
 from tokenmill.fingerprint import code_fingerprint
 from tokenmill.ir.graph import Graph
 from tokenmill.models.adapters import TARGETS, AdapterReader
@@ -131,6 +131,7 @@ def _compile(
     )
     numerics = Numerics(activations=options.activations, cache=cache)
     program = compile_program(graph, formats, numerics, target, ObjectCache(objects_dir()))
+    _check_adapter_room(program.program, options)
     packed = PackedWeights.plan(program.program, shapes)
     weights = _packed_weights(checkpoint, shapes, packed, program, options, progress)
     _make_room(kept_bytes, started_ns, progress)
@@ -139,6 +140,16 @@ def _compile(
     )
     threads = _num_threads(options, progress)
     return LlvmModel(program, packed, weights, limits=limits, threads=threads)
+
+
+def _check_adapter_room(program: Program, options: EngineConfig) -> None:
+    size_bytes, left = adapter_bytes(program), memory_available_bytes()
+    if size_bytes > left:
+        raise CapacityError(
+            f"{options.max_loras} adapters of rank {options.max_lora_rank} take "
+            f"{format_bytes(size_bytes)}, and {format_bytes(left)} of memory are left: lower "
+            "max_loras or max_lora_rank"
+        )
 
 
 def _num_threads(options: EngineConfig, progress: Progress) -> int:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenmill.ir import numerics
 from tokenmill.ir.formats import FORMATS, Weight, quantize
-from tokenmill.ir.low_rank import AdapterSlots
+from tokenmill.ir.low_rank import FactorSlots
 from tokenmill.ir.numerics import Cache, Place
 
 F32Array = npt.NDArray[np.float32]
@@ -215,7 +215,7 @@ def test_adapters_add_a_low_rank_product_to_their_rows(seed: int, k: int, rank: 
         slot: (random(seed + 2, r, k), random(seed + 3, 7, r)) for slot, r in ((0, 1), (1, rank))
     }
     a, b = (
-        AdapterSlots(rank=rank, matrices=[*(factors[slot][i] for slot in (0, 1)), None])
+        FactorSlots(rank=rank, matrices=[*(factors[slot][i] for slot in (0, 1)), None])
         for i in (0, 1)
     )
     found = numerics.expand(y, numerics.shrink(x, a, adapters), b, adapters)

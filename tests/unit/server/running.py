@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -105,7 +106,7 @@ class FakeReader:
     """Reads an adapter from any file, which stands for its content."""
 
     def read(self, name: str, path: Path) -> Adapter:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelNotFoundError(f"{path}: no such folder")
         return replace(make_adapter(name, path.read_text()), path=str(path))
 

@@ -131,6 +131,8 @@ def test_what_cannot_be_loaded_is_refused(made: Running):
         made.post("/v1/load_lora_adapter", lora_name="a", lora_path="/nowhere/at/all"), 404
     )
     assert (error["param"], error["code"]) == ("lora_path", "adapter_not_found")
+    for path in ("/" + "x" * 4000, "~nobody-at-all/x", "\0"):
+        made.refuse(made.post("/v1/load_lora_adapter", lora_name="a", lora_path=path), 404)
     for fields in ({"lora_name": "a"}, {"lora_name": "", "lora_path": "/x"}, {"other": "/x"}):
         made.refuse(made.post("/v1/load_lora_adapter", **fields))
 

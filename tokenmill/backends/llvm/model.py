@@ -193,7 +193,7 @@ class LlvmModel:
 
     def _check(self, step: StepInput) -> None:
         limits = self._limits
-        assert step.adapters is None or limits.adapter_slots
+        assert step.adapters is None or (step.adapters < limits.adapter_slots).all()
         assert 0 < len(step.tokens) <= limits.tokens, len(step.tokens)
         assert len(step.rows) <= limits.rows, len(step.rows)
         assert step.block_tables.shape[1] <= limits.blocks_per_sequence
@@ -215,7 +215,8 @@ class LlvmModel:
         }
         if self._limits.adapter_slots:
             none = np.full(len(step.tokens), NO_ADAPTER, np.int32)
-            self._step["adapters"] = none if step.adapters is None else step.adapters
+            adapters = none if step.adapters is None else step.adapters
+            self._step["adapters"] = _packed(adapters, np.int32)
         context = self._context
         context["T"], context["R"] = len(step.tokens), len(step.rows)
         context["S"] = len(step.block_tables)

@@ -22,7 +22,7 @@ from tokenmill.backends.base import (
 from tokenmill.backends.reference.interpreter import Interpreter, make_caches
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph, Type
-from tokenmill.ir.low_rank import NO_ADAPTER, AdapterSlots, LowRank
+from tokenmill.ir.low_rank import NO_ADAPTER, FactorSlots, LowRank
 from tokenmill.ir.numerics import Place
 from tokenmill.ir.sampling import RowSampling, Sampling
 from tokenmill.passes.add_adapters import A, B
@@ -38,7 +38,7 @@ class ReferenceModel:
 
     def __init__(self, graph: Graph, weights: Mapping[str, Weight], *, limits: StepLimits) -> None:
         """`weights` by full name; a vector is a Weight of shape [1, K] in f32."""
-        self._factors: dict[str, AdapterSlots] = {}
+        self._factors: dict[str, FactorSlots] = {}
         for name, kind in graph.weights().items():
             if kind.dtype == "lora":
                 self._factors[name] = _no_adapters(name, kind)
@@ -50,7 +50,7 @@ class ReferenceModel:
             block_size=BLOCK_SIZE,
             num_window_blocks=limits.window_blocks,
         )
-        known: dict[str, Weight | AdapterSlots] = {**weights, **self._factors}
+        known: dict[str, Weight | FactorSlots] = {**weights, **self._factors}
         self._interpreter = Interpreter(graph=graph, weights=known, caches=caches)
         self._limits = limits
         self._slots = np.zeros(limits.slots, np.int32)
@@ -129,9 +129,9 @@ class ReferenceModel:
         return Sampling(rows=list(sampling_rows(sampling, vocab_size)), vocab_size=vocab_size)
 
 
-def _no_adapters(name: str, kind: Type) -> AdapterSlots:
+def _no_adapters(name: str, kind: Type) -> FactorSlots:
     slots, *sizes = map(int, kind.shape)
-    return AdapterSlots(rank=sizes[0 if name.endswith(A) else 1], matrices=[None] * slots)
+    return FactorSlots(rank=sizes[0 if name.endswith(A) else 1], matrices=[None] * slots)
 
 
 def _adapters(step: StepInput) -> I32Array:
