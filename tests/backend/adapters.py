@@ -20,7 +20,8 @@ def with_adapters(case: Case, rng: Rng) -> Case:
     """The case with room for adapters at some of its linears, and two adapters."""
     names = {w.name[1:] for f in case.graph.functions for w in f.weights}
     targets = {name for name in sorted(names) if rng.random() < 0.7}
-    room = AdapterRoom(slots=ADAPTER_SLOTS, rank=MAX_RANK)
+    dtype = "lora" if case.activations == "f32" else "lora16"
+    room = AdapterRoom(slots=ADAPTER_SLOTS, rank=MAX_RANK, dtype=dtype)
     adapters = tuple(random_adapter(case.graph, targets, rng) for _ in range(2))
     return replace(case, graph=add_adapters(case.graph, room, targets), adapters=adapters)
 

@@ -65,7 +65,7 @@ def logits_of(model: Any, text: I32Array) -> F32Array:
     return found
 
 
-def read_model(path: Path) -> tuple[Graph, dict[str, Weight], AdapterReader]:
+def read_model(path: Path, dtype: str = "lora") -> tuple[Graph, dict[str, Weight], AdapterReader]:
     """A model's graph with room for adapters, its weights, and what reads adapters for it."""
     checkpoint = open_checkpoint(path)
     graph = build_graph(checkpoint.config)
@@ -73,7 +73,7 @@ def read_model(path: Path) -> tuple[Graph, dict[str, Weight], AdapterReader]:
     weights = {w.name: w.weight for w in load_weights(checkpoint, shapes, "f32")}
     sizes = adaptable(graph, TARGETS)
     reader = AdapterReader(config=checkpoint.config, sizes=sizes, max_rank=MAX_RANK)
-    room = AdapterRoom(slots=SLOTS, rank=MAX_RANK)
+    room = AdapterRoom(slots=SLOTS, rank=MAX_RANK, dtype=dtype)
     return add_adapters(graph, room, TARGETS), weights, reader
 
 
@@ -159,7 +159,8 @@ def test_bits_depend_on_nothing_but_the_adapter(
     base = make_model(CASES[name])
     base.save_pretrained(tmp_path / "model")
     sizes = module_sizes(base, ALL_MODULES)
-    graph, weights, reader = read_model(tmp_path / "model")
+    dtype = "lora" if activations == "f32" else "lora16"
+    graph, weights, reader = read_model(tmp_path / "model", dtype)
     adapters: list[Adapter] = [
         reader.read(str(i), write_adapter(tmp_path / str(i), sizes, rank=r, seed=i))
         for i, r in enumerate((3, 16))

@@ -33,7 +33,8 @@ class Type:
     `routes[T,K,E]` (K of E experts for each token, and their weights), `groups[T,K,E]` (where each
     of the T * K pairs of token and expert stands among the others of its expert), `adapters[T]`
     (whose adapter each token has). `lora` is one factor of the low-rank changes that S adapters
-    make to a linear: A is `lora[S,R,K]` and B is `lora[S,N,R]`, for ranks of R at most.
+    make to a linear: A is `lora[S,R,K]` and B is `lora[S,N,R]`, for ranks of R at most; `lora16` is
+    the same, rounded to bfloat16.
     """
 
     dtype: str

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from tokenmill.ir.order import F32Array
 
 IntArray = npt.NDArray[np.int32]
+
+FACTORS = ("lora", "lora16")
+"""Types of factors: kept in float32, or rounded to bfloat16."""
 
 NO_ADAPTER = -1
 """The slot of a token without an adapter."""
@@ -31,6 +35,12 @@ class FactorSlots:
 
     rank: int
     matrices: list[F32Array | None]
+    is_rounded: bool = False  # to bfloat16
+
+    def put(self, slot: int, matrix: F32Array | None) -> None:
+        if matrix is not None and self.is_rounded:
+            matrix = matrix.astype(ml_dtypes.bfloat16).astype(np.float32)
+        self.matrices[slot] = matrix
 
     def rows(self, adapters_T: IntArray) -> Iterator[tuple[npt.NDArray[np.intp], F32Array]]:
         """Which rows take which matrix; those that take none are left out."""

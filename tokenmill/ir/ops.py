@@ -12,6 +12,7 @@ from math import prod
 from tokenmill.ir import numerics, sampling
 from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.graph import Attr, Dim, Node, Type
+from tokenmill.ir.low_rank import FACTORS
 
 STRUCTURE = ("fused", "repeat", "barrier")
 ACTIVATIONS = ("f32", "bf16", "int8")
@@ -211,7 +212,7 @@ def _infer_combine(types: Sequence[Type], node: Node) -> Type:
 def _factor(x: Type, weight: Type, adapters: Type) -> tuple[int, int]:
     """The last two sizes of a factor, which each row of x takes from its adapter."""
     rows, _ = _matrix(x, "x")
-    fits = weight.dtype == "lora" and len(weight.shape) == 3
+    fits = weight.dtype in FACTORS and len(weight.shape) == 3
     _require(fits, f"the weight must be lora[S,N,K], is {weight}")
     _require(adapters == Type("adapters", (rows,)), f"{adapters} are not those of {x}")
     return int(weight.shape[1]), int(weight.shape[2])
@@ -504,7 +505,7 @@ def flops(node: Node, types: Sequence[Type], sizes: Sizes) -> int:
     return OPS[node.op].flops(types, node, sizes)
 
 
-_BYTES = {"lora": 4.0, "f32": 4.0, "i32": 4.0, "bf16": 2.0, "int8": 1.25}
+_BYTES = {"lora": 4.0, "lora16": 2.0, "f32": 4.0, "i32": 4.0, "bf16": 2.0, "int8": 1.25}
 
 
 def size_bytes(kind: Type, sizes: Sizes) -> float:

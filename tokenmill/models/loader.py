@@ -117,7 +117,11 @@ def _compile(
     started_ns, kept_bytes = time.time_ns(), cache_limit_bytes()
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
     if options.enable_lora:
-        room = AdapterRoom(slots=options.max_loras, rank=options.max_lora_rank)
+        room = AdapterRoom(
+            slots=options.max_loras,
+            rank=options.max_lora_rank,
+            dtype="lora" if options.activations == "f32" else "lora16",
+        )
         graph = add_adapters(graph, room, TARGETS)
     formats = target_formats(checkpoint, shapes, options.quantization)
     cache = options.kv_cache

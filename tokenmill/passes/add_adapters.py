@@ -15,10 +15,14 @@ _ADAPTERS = Value("%adapters", Type("adapters", ("T",)))
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRoom:
-    """How many adapters a step can hold, and the largest rank that they may have."""
+    """How many adapters a step can hold, and the largest rank that they may have.
+
+    `dtype` is the type of their factors, one of low_rank.FACTORS.
+    """
 
     slots: int
     rank: int
+    dtype: str = "lora"
 
 
 def add_adapters(graph: Graph, room: AdapterRoom, targets: Collection[str]) -> Graph:
@@ -63,8 +67,8 @@ def _add(function: Function, room: AdapterRoom, targets: Collection[str]) -> Fun
             nodes.append(node)
             continue
         n, k = map(int, found[node.operands[1]].shape)
-        a = Value(node.operands[1] + A, Type("lora", (room.slots, room.rank, k)))
-        b = Value(node.operands[1] + B, Type("lora", (room.slots, n, room.rank)))
+        a = Value(node.operands[1] + A, Type(room.dtype, (room.slots, room.rank, k)))
+        b = Value(node.operands[1] + B, Type(room.dtype, (room.slots, n, room.rank)))
         weights |= dict.fromkeys((a, b))  # once, where several linears share a weight
         nodes += _around(node, a, b, names)
     params = (*function.params, _ADAPTERS)

@@ -54,7 +54,7 @@ def finish(op: str, *operands: str, **attrs: Attr) -> tuple[Node, list[Type]]:
         ("expert_linear", ("bf16[T,2,64]", "@q4[256,64]", "groups[T,2,8]"), {}, "f32[T,2,32]"),
         ("combine", ("f32[T,2,64]", "routes[T,2,8]", "groups[T,2,8]"), {}, "f32[T,64]"),
         ("shrink", ("int8[T,64]", "@lora[3,8,64]", "adapters[T]"), {}, "f32[T,8]"),
-        ("expand", ("f32[T,96]", "f32[T,8]", "@lora[3,96,8]", "adapters[T]"), {}, "f32[T,96]"),
+        ("expand", ("f32[T,96]", "f32[T,8]", "@lora16[3,96,8]", "adapters[T]"), {}, "f32[T,96]"),
         ("softcap", ("f32[T,96]",), {"cap": 30.0}, "f32[T,96]"),
         ("head_norm", ("f32[T,64]", "@f32[32]"), {"head_dim": 32, "eps": 1e-5}, "f32[T,64]"),
         (
@@ -215,8 +215,8 @@ def test_sizes_of_values() -> None:
         # one adapter's factor is read, not all three
         ("shrink", ("bf16[T,64]", "@lora[3,8,64]", "adapters[T]"), {}, 2 * 6 * 64 * 8,
          6 * 64 * 2 + 8 * 64 * 4 + 6 * 8 * 4),
-        ("expand", ("f32[T,96]", "f32[T,8]", "@lora[3,96,8]", "adapters[T]"), {},
-         2 * 6 * 8 * 96 + 6 * 96, 2 * 6 * 96 * 4 + 6 * 8 * 4 + 96 * 8 * 4),
+        ("expand", ("f32[T,96]", "f32[T,8]", "@lora16[3,96,8]", "adapters[T]"), {},
+         2 * 6 * 8 * 96 + 6 * 96, 2 * 6 * 96 * 4 + 6 * 8 * 4 + 96 * 8 * 2),
         # two of the six rows
         ("select_rows", ("f32[T,64]", "i32[R]"), {}, 0, 2 * 4 + 2 * 2 * 64 * 4),
         # keys and values are read as f32 and stored as bf16

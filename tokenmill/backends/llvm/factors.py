@@ -11,7 +11,9 @@ vectors; outputs lie in the order in which their linear stores them, so that an 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -31,6 +33,7 @@ class Factor:
     """The layout of one factor in all slots; `order` is that of B's outputs, None for an A."""
 
     weight: str  # whose change it is a factor of; a name in its function
+    dtype: str  # of the graph's type
     slots: int
     rank: int
     width: int  # stored inputs of A, stored outputs of B
@@ -41,8 +44,17 @@ class Factor:
         return round_up(self.rank, ROWS_AT_ONCE)
 
     @property
+    def element(self) -> np.dtype[Any]:
+        return np.dtype(np.float32 if self.dtype == "lora" else ml_dtypes.bfloat16)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of A: the inputs of one rank."""
+        return self.element.itemsize * self.width
+
+    @property
     def slot_bytes(self) -> int:
-        return HEADER_BYTES + 4 * self.stored_rank * self.width
+        return HEADER_BYTES + self.stored_rank * self.row_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -51,7 +63,7 @@ class Factor:
     @property
     def pair_bytes(self) -> int:
         """Of B: 32 outputs for every rank."""
-        return 4 * self.stored_rank * PAIR_ROWS
+        return self.element.itemsize * self.stored_rank * PAIR_ROWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,11 +99,12 @@ class FactorMemory:
             return
         start += HEADER_BYTES
         if factor.order is None:
-            inputs = self.arena.view(np.float32, (rank, factor.width), start)
+            inputs = self.arena.view(factor.element, (rank, factor.width), start)
             inputs[:, : change.down_RK.shape[1]] = change.down_RK
             return
         pairs = factor.width // PAIR_ROWS
-        outputs = self.arena.view(np.float32, (pairs, factor.stored_rank, PAIR_ROWS), start)
+        shape = (pairs, factor.stored_rank, PAIR_ROWS)
+        outputs = self.arena.view(factor.element, shape, start)
         outputs[:, :rank] = _stored(change.up_NR, factor.order)
 
 

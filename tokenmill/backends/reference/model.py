@@ -22,7 +22,7 @@ from tokenmill.backends.base import (
 from tokenmill.backends.reference.interpreter import Interpreter, make_caches
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph, Type
-from tokenmill.ir.low_rank import NO_ADAPTER, FactorSlots, LowRank
+from tokenmill.ir.low_rank import FACTORS, NO_ADAPTER, FactorSlots, LowRank
 from tokenmill.ir.numerics import Place
 from tokenmill.ir.sampling import RowSampling, Sampling
 from tokenmill.passes.add_adapters import A, B
@@ -40,7 +40,7 @@ class ReferenceModel:
         """`weights` by full name; a vector is a Weight of shape [1, K] in f32."""
         self._factors: dict[str, FactorSlots] = {}
         for name, kind in graph.weights().items():
-            if kind.dtype == "lora":
+            if kind.dtype in FACTORS:
                 self._factors[name] = _no_adapters(name, kind)
             else:
                 _check_weight(name, kind, weights[name])
@@ -97,7 +97,7 @@ class ReferenceModel:
             is_down = name.endswith(A)
             change = changes.get(name.removesuffix(A if is_down else B))
             matrix = None if change is None else change.down_RK if is_down else change.up_NR
-            factor.matrices[slot] = matrix
+            factor.put(slot, matrix)
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -131,7 +131,11 @@ class ReferenceModel:
 
 def _no_adapters(name: str, kind: Type) -> FactorSlots:
     slots, *sizes = map(int, kind.shape)
-    return FactorSlots(rank=sizes[0 if name.endswith(A) else 1], matrices=[None] * slots)
+    return FactorSlots(
+        rank=sizes[0 if name.endswith(A) else 1],
+        matrices=[None] * slots,
+        is_rounded=kind.dtype == "lora16",
+    )
 
 
 def _adapters(step: StepInput) -> I32Array:
