@@ -39,15 +39,9 @@ _READ = (
 )
 _IGNORED = (
     *("arrow_config", "auto_mapping", "base_model_name_or_path", "corda_config"),
-    *(
-        "ensure_weight_tying",
-        "eva_config",
-        "inference_mode",
-        "loftq_config",
-        "lora_dropout",
-        "lora_ga_config",
-    ),
-    *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config"),
+    *("ensure_weight_tying", "eva_config", "inference_mode", "loftq_config", "lora_dropout"),
+    *("lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision"),
+    "runtime_config",
 )
 """Keys that concern training, or say where the adapter comes from."""
 
