@@ -139,8 +139,10 @@ def test_what_cannot_be_asked_is_refused(
     small_qwen: Path, caches: Path, adapters: dict[str, Path]
 ) -> None:
     asked = request(adapters, "first")
-    with pytest.raises(CapacityError, match="lower max_loras or max_lora_rank"):
-        LLM(str(small_qwen), enable_lora=True, max_loras=1024, max_lora_rank=1024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenmill.models.loader.memory_available_bytes", lambda: 2**20)
+        with pytest.raises(CapacityError, match="lower max_loras or max_lora_rank"):
+            LLM(str(small_qwen), enable_lora=True, max_loras=8)
     with (
         LLM(str(small_qwen), max_model_len=256) as llm,
         pytest.raises(UsageError, match="enable_lora"),
