@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenmill.engine.adapters import LoRARequest
     from tokenmill.engine.llm import LLM
     from tokenmill.sampling.params import SamplingParams
     from tokenmill.sampling.pooling import PoolingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "PoolingParams", "SamplingParams", "__version__"]
+__all__ = ["LLM", "LoRARequest", "PoolingParams", "SamplingParams", "__version__"]
 
 _EXPORTS = {
     "LLM": "tokenmill.engine.llm",
+    "LoRARequest": "tokenmill.engine.adapters",
     "PoolingParams": "tokenmill.sampling.pooling",
     "SamplingParams": "tokenmill.sampling.params",
 }

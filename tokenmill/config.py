@@ -12,6 +12,8 @@ ACTIVATIONS = ("bf16", "int8", "f32")
 KV_CACHES = ("auto", "bf16", "f32", "int8")
 POOLINGS = ("auto", "last", "mean", "cls")
 MAX_THREADS = 1024
+MAX_LORAS = 1024
+MAX_LORA_RANK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class EngineConfig:
     max_waiting: int | None = None  # requests that wait before another is refused
     pooling: str = "auto"  # how embeddings are made: "last", "mean" or "cls" token
     normalize: bool | None = None  # bring embeddings to length 1
+    enable_lora: bool = False
+    max_loras: int = 1  # adapters that one step may use
+    max_lora_rank: int = 16
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class EngineConfig:
         if not self.speculative:
             raise UsageError("speculative is empty: give off, ngram or the name of a draft model")
         _check_count("max_waiting", self.max_waiting, least=0)
+        _check_count("max_loras", self.max_loras, least=1, most=MAX_LORAS)
+        _check_count("max_lora_rank", self.max_lora_rank, least=1, most=MAX_LORA_RANK)
 
     @property
     def max_step_rows(self) -> int:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenmill.ir.build import FunctionBuilder, finish_graph
 from tokenmill.ir.formats import FORMATS, Weight, quantize
 from tokenmill.ir.graph import Graph, Value
+from tokenmill.ir.low_rank import LowRank
 from tokenmill.ir.text import print_graph
 from tokenmill.passes.pipeline import numeric_passes, run_passes
 
@@ -32,6 +33,7 @@ class Case:
     activations: str
     cache: str
     vocab_size: int
+    adapters: tuple[Mapping[str, LowRank], ...] = ()
 
     def __repr__(self) -> str:
         return f"Case({self.activations}, cache {self.cache}, {self.vocab_size} tokens)\n" + (

@@ -19,6 +19,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
+from tests.backend.adapters import ADAPTER_SLOTS, put_adapters, with_adapters
 from tests.backend.graphs import Case, cases
 from tests.backend.sampling_rows import possible_tokens, random_sampling
 from tests.backend.traffic import (
@@ -173,6 +174,32 @@ def random_lengths(rng: Rng) -> tuple[int, ...]:
     return tuple(lengths)
 
 
+def check_adapters(make_model: MakeModel, case: Case, rng: Rng) -> None:
+    """Sequences with different adapters, and with none, in one step.
+
+    Who has one gets the reference's logits, in whichever slot it lies; who has none, the bits of
+    the model without adapters.
+    """
+    adapted = with_adapters(case, rng)
+    lengths = random_lengths(rng)
+    plain = make_limits(case.vocab_size, window=case.window)
+    limits = replace(plain, adapter_slots=ADAPTER_SLOTS)
+    traffic = random_traffic(rng, limits, lengths)
+    model = make_model(case, plain)
+    without = run_traffic(model, traffic)
+    model.close()
+    chosen = rng.integers(-1, len(adapted.adapters), len(lengths)).astype(np.int32)
+    model = make_model(adapted, limits)
+    for slots in (np.arange(ADAPTER_SLOTS), rng.permutation(ADAPTER_SLOTS)):
+        put_adapters(model, adapted, slots)
+        placed = np.where(chosen < 0, chosen, slots[chosen]).astype(np.int32)
+        found = run_traffic(model, replace(traffic, adapters=placed))
+        for index in np.flatnonzero(chosen < 0):
+            assert found[index].tobytes() == without[index].tobytes()
+        assert_close(adapted, limits, replace(traffic, adapters=chosen), found)
+    model.close()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Expected:
     """The reference's logits for some traffic, and the errors that noise makes of them."""
@@ -194,6 +221,10 @@ def expected_of(case: Case, limits: StepLimits, traffic: Traffic) -> Expected:
 
 def _digest(case: Case, limits: StepLimits, traffic: Traffic) -> str:
     digest = hashlib.sha256(repr((case, limits, traffic.steps)).encode())
+    for adapter in case.adapters:
+        for name, change in adapter.items():
+            digest.update(name.encode() + change.down_RK.tobytes() + change.up_NR.tobytes())
+    digest.update(repr(traffic.adapters).encode())
     for name, weight in case.weights.items():
         digest.update(f"{name} {weight.format}".encode() + weight.dequantize().tobytes())
     for array in (*traffic.sequences, traffic.tables):
@@ -203,7 +234,9 @@ def _digest(case: Case, limits: StepLimits, traffic: Traffic) -> str:
 
 def _expect(case: Case, limits: StepLimits, traffic: Traffic) -> Expected:
     def run() -> list[F32Array]:
-        return run_traffic(ReferenceModel(case.numeric, case.weights, limits=limits), traffic)
+        model = ReferenceModel(case.numeric, case.weights, limits=limits)
+        put_adapters(model, case, np.arange(limits.adapter_slots))
+        return run_traffic(model, traffic)
 
     logits = run()
     disturbed = []
@@ -247,7 +280,7 @@ def noise(rng: Rng, size: float) -> Iterator[None]:
 
     names = (
         *("rmsnorm", "head_norm", "linear", "rope", "attention", "silu", "gelu", "softcap"),
-        *("expert_linear", "combine", "gelu_erf", "layer_norm"),
+        *("expert_linear", "combine", "gelu_erf", "layer_norm", "shrink", "expand"),
     )
     rows = {n: replace(OPS[n], reference=partial(noisy, OPS[n].reference)) for n in names}
     with patch.dict(OPS, rows):

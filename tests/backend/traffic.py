@@ -34,7 +34,8 @@ Steps = tuple[tuple[Chunk, ...], ...]
 class Traffic:
     """Sequences of token ids, their block tables [sequences, B], and the steps.
 
-    Layers with a window have blocks of their own, if `window_tables` are given.
+    Layers with a window have blocks of their own, if `window_tables` are given. `adapters` gives
+    each sequence's slot, if there are any.
     """
 
     sequences: tuple[I32Array, ...]
@@ -42,10 +43,16 @@ class Traffic:
     steps: Steps
     window: int = 0
     window_tables: I32Array | None = None
+    adapters: I32Array | None = None
 
 
 def make_limits(
-    vocab_size: int, *, tokens: int = 64, blocks: int = 24, window: int = 0
+    vocab_size: int,
+    *,
+    tokens: int = 64,
+    blocks: int = 24,
+    window: int = 0,
+    adapter_slots: int = 0,
 ) -> StepLimits:
     """Room for four sequences; one of them may take all but a few blocks."""
     return StepLimits(
@@ -58,6 +65,7 @@ def make_limits(
         blocks_per_sequence=blocks,
         slots=4,
         vocab_size=vocab_size,
+        adapter_slots=adapter_slots,
     )
 
 
@@ -130,7 +138,14 @@ def make_step(
         sampling=sampling,
         want_logits=True,
         window_tables=_seen_tables(traffic, chunks),
+        adapters=_adapters(traffic, chunks, lengths),
     )
+
+
+def _adapters(traffic: Traffic, chunks: Sequence[Chunk], lengths: I32Array) -> I32Array | None:
+    if traffic.adapters is None:
+        return None
+    return np.repeat(traffic.adapters[[c.sequence for c in chunks]], lengths)
 
 
 def _seen_tables(traffic: Traffic, chunks: Sequence[Chunk]) -> I32Array | None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Self
 
 from tokenmill.config import EngineConfig
+from tokenmill.engine.adapters import LoRARequest
 from tokenmill.engine.outputs import (
     CompletionOutput,
     FinishReason,
@@ -29,6 +30,7 @@ class FakeLLM:
         self.max_model_len = max_model_len
         self.configs: list[EngineConfig] = []
         self.params: list[SamplingParams] = []
+        self.lora_requests: list[LoRARequest | None] = []
         self.num_aborted = 0
         self.is_closed = False
 
@@ -40,7 +42,14 @@ class FakeLLM:
         text = "|".join(f"{message['role'][0]}:{message['content']}" for message in messages)
         return [ord(char) for char in text]
 
-    def stream(self, prompt: str | list[int], params: SamplingParams) -> Iterator[OutputDelta]:
+    def stream(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        lora_request: LoRARequest | None = None,
+    ) -> Iterator[OutputDelta]:
+        self.lora_requests.append(lora_request)
         text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         self.params.append(params)
         return self._answer(text, params)

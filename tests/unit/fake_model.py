@@ -17,6 +17,8 @@ from tokenmill.backends.base import (
     StepOutput,
 )
 from tokenmill.engine.sequence import Sequence
+from tokenmill.ir.low_rank import LowRank
+from tokenmill.models.adapters import Adapter
 
 _POSITIONS = np.arange(4096)
 STATE_SIZE = 6
@@ -39,9 +41,10 @@ def make_limits(**changes: int) -> StepLimits:
 class FakeModel:
     """Runs the posted step only when it is waited for, so that arrays which change meanwhile show.
 
-    The cache keeps (token, position) at each place. A row's token depends on all pairs that its
-    block table leads to and on its sampling parameters, and on nothing else. Rows with wrong
-    positions, or that read what was never written or is another's, therefore give other tokens.
+    The cache keeps (token, position) at each place, tokens changed by their adapter. A row's token
+    depends on all pairs that its block table leads to and on its sampling parameters, and on
+    nothing else. Rows with wrong positions, or that read what was never written or is another's,
+    therefore give other tokens.
     """
 
     limits: StepLimits = field(default_factory=make_limits)
@@ -49,6 +52,7 @@ class FakeModel:
     steps: list[StepInput] = field(default_factory=list)
     is_closed: bool = False
     is_warm: bool = False
+    placed: dict[int, Mapping[str, LowRank]] = field(default_factory=dict)  # by slot
 
     def __post_init__(self) -> None:
         self._cache = np.full((self.limits.blocks, BLOCK_SIZE, 2), -1, np.int64)
@@ -82,6 +86,11 @@ class FakeModel:
             tokens=tokens, logits=None, logprobs=self._logprobs(step, tokens), hidden=hidden
         )
 
+    def set_adapter(self, slot: int, changes: Mapping[str, LowRank]) -> None:
+        assert self._posted is None, "a step is in flight"
+        assert 0 <= slot < self.limits.adapter_slots
+        self.placed[slot] = changes
+
     def close(self) -> None:
         assert self._posted is None, "a step is in flight"
         self.is_closed = True
@@ -111,6 +120,8 @@ class FakeModel:
         in_slots = tokens < 0
         tokens[in_slots] = self._slots[-tokens[in_slots] - 1]
         assert ((tokens >= 0) & (tokens < self.limits.vocab_size)).all()
+        if step.adapters is not None:
+            tokens += np.array([self._mark(slot) for slot in step.adapters.tolist()])
         self._write(self._cache, step.block_tables, step, tokens)
         if step.window_tables is not None:
             for source, target in [] if step.window_copies is None else step.window_copies.tolist():
@@ -129,6 +140,9 @@ class FakeModel:
         assert len(set(places.tolist())) == len(places), "two tokens are written to one place"
         flat = cache.reshape(-1, 2)
         flat[places, 0], flat[places, 1] = tokens, step.positions
+
+    def _mark(self, slot: int) -> int:
+        return 0 if slot < 0 else mark_of(self.placed[slot])
 
     def _sample(self, step: StepInput, row: int) -> int:
         assert step.sampling is not None
@@ -279,6 +293,7 @@ def expected_output(sequence: Sequence, vocab_size: int = 1000) -> list[int]:
     """What the fake model says to a fresh sequence when nothing at all goes wrong."""
     tokens, params, rules = list(sequence.tokens), sequence.params, sequence.rules
     history = dict.fromkeys(tokens, 0)
+    mark = 0 if sequence.adapter is None else mark_of(sequence.adapter.changes)
     allowed = None if params.allowed_token_ids is None else set(params.allowed_token_ids)
     while len(tokens) < sequence.length_limit:
         row = (
@@ -300,18 +315,33 @@ def expected_output(sequence: Sequence, vocab_size: int = 1000) -> list[int]:
         for word in rules.bad_words:
             if output[len(output) - len(word) + 1 :] == list(word[:-1]):
                 biases[word[-1]] = -math.inf
-        tokens.append(next_token(seen_of(tokens), row, vocab_size, allowed=allowed, biases=biases))
+        seen = seen_of(tokens, mark)
+        tokens.append(next_token(seen, row, vocab_size, allowed=allowed, biases=biases))
         history[tokens[-1]] = history.get(tokens[-1], 0) + 1
         if tokens[-1] in sequence.stop_token_ids:
             break
     return tokens[sequence.prompt_len :]
 
 
-def seen_of(tokens: list[int]) -> npt.NDArray[np.int64]:
+def seen_of(tokens: list[int], mark: int = 0) -> npt.NDArray[np.int64]:
     """What the cache shows where nothing at all goes wrong: (token, position) [n, 2]."""
     seen = np.empty((len(tokens), 2), np.int64)
     seen[:, 0], seen[:, 1] = tokens, _POSITIONS[: len(tokens)]
+    seen[:, 0] += mark
     return seen
+
+
+def make_adapter(name: str, content: str = "") -> Adapter:
+    """An adapter that the fake model knows by its content."""
+    digest = hashlib.sha256((content or name).encode()).digest()
+    number = np.frombuffer(digest, "<f4", 1).reshape(1, 1).astype(np.float32)
+    changes = {"layers.0.q": LowRank(down_RK=number, up_NR=number)}
+    return Adapter(name=name, path=f"/{name}", digest=digest, rank=1, changes=changes)
+
+
+def mark_of(changes: Mapping[str, LowRank]) -> int:
+    [change] = changes.values()
+    return int(change.down_RK.view(np.uint32)[0, 0]) << 20
 
 
 def _f32(value: float) -> float:

@@ -66,6 +66,7 @@ def make_llm(
         tokenizer=Letters(),
         chat_template=None,
         generation_defaults={},
+        adapter_reader=None,
         pooling=Pooling(kind="last"),
         config=SimpleNamespace(
             context_length=100, longest_context=100, encoder=None, hidden_size=STATE_SIZE

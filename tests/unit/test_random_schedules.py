@@ -13,7 +13,9 @@ from fake_model import (
     FakeModel,
     expected_embedding,
     expected_output,
+    make_adapter,
     make_limits,
+    mark_of,
     seen_of,
     token_logprobs,
 )
@@ -30,6 +32,7 @@ from tokenmill.sampling.params import SamplingParams
 from tokenmill.sampling.pooling import PoolingParams
 
 VOCAB = 16
+ADAPTERS = {name: make_adapter(name) for name in "abc"}
 EOS = (3, 4)
 
 
@@ -43,6 +46,7 @@ class Arrival:
     n: int
     priority: int
     salt: str
+    adapter: str | None
     leaves: int | None
     params: dict[str, object]
     bad_words: list[list[int]]
@@ -77,6 +81,7 @@ class Arrival:
                 bad_words=self.bad_words,
                 priority=self.priority,
                 cache_salt=self.salt,
+                adapter=ADAPTERS[self.adapter] if self.adapter else None,
                 parent=self.sequences[0] if self.sequences else None,
             )
             self.sequences.append(sequence)
@@ -117,6 +122,7 @@ def arrivals(
         n=st.sampled_from([1, 1, 1, 2, 3]),
         priority=st.sampled_from([0, 0, 0, -1, 1]),
         salt=st.sampled_from(["", "", "tenant"]),
+        adapter=st.sampled_from([None, None, None, *ADAPTERS]),
         leaves=st.one_of(st.none(), st.none(), st.integers(0, 60)),
         params=PARAMS,
         bad_words=st.sampled_from([[], [], [[5]], [[5, 7], [9, 2, 1]]]),
@@ -188,6 +194,7 @@ OPTIONS = st.fixed_dictionaries(
         "draft_errs": st.booleans(),
         "num_drafts": st.integers(1, 7),
         "window": st.sampled_from([0, 0, 1, 2, 16, 17, 40, 200]),
+        "adapter_slots": st.integers(1, 3),
     }
 )
 
@@ -229,6 +236,7 @@ def check_schedule(
     draft_errs: bool,
     num_drafts: int,
     window: int,
+    adapter_slots: int,
 ) -> None:
     limits = make_limits(
         tokens=tokens,
@@ -241,6 +249,7 @@ def check_schedule(
         logprobs=5,
         window=window,
         window_blocks=window and window_blocks_for(window, num_sequences=slots, step_tokens=tokens),
+        adapter_slots=adapter_slots,
     )
     drafter = None if drafts is None else make_drafter(drafts, limits, draft_errs)
     # A clock that stands still: whether guessing pays is then a matter of right and wrong alone.
@@ -307,25 +316,26 @@ def check_output(sequence: Sequence) -> None:
 
 def check_logprobs(sequence: Sequence, output: list[int]) -> None:
     params, tokens = sequence.params, [*sequence.tokens, *output]
+    mark = 0 if sequence.adapter is None else mark_of(sequence.adapter.changes)
     if params.logprobs is None:
         assert not sequence.logprobs
     else:
         assert sequence.logprobs == [
-            expected_logprobs(tokens, sequence.prompt_len + index, params.logprobs)
+            expected_logprobs(tokens, sequence.prompt_len + index, params.logprobs, mark)
             for index in range(len(output))
         ]
     if output and params.prompt_logprobs is not None and sequence.parent is None:
         assert sequence.prompt_logprobs == [
             None,
             *(
-                expected_logprobs(tokens, index, params.prompt_logprobs)
+                expected_logprobs(tokens, index, params.prompt_logprobs, mark)
                 for index in range(1, sequence.prompt_len)
             ),
         ]
 
 
-def expected_logprobs(tokens: list[int], index: int, num_top: int) -> dict[int, Logprob]:
-    seen = seen_of(tokens[:index])
+def expected_logprobs(tokens: list[int], index: int, num_top: int, mark: int) -> dict[int, Logprob]:
+    seen = seen_of(tokens[:index], mark)
     logprob, rank, top_ids, top = token_logprobs(seen, tokens[index], num_top)
     found = {tokens[index]: Logprob(np.float32(logprob).item(), rank)}
     for place, (token, value) in enumerate(zip(top_ids, top, strict=True), start=1):

@@ -5,11 +5,14 @@ arrays, never requests. T tokens in the step, S sequences, R rows whose logits a
 B blocks a sequence at most, H entries of penalty history.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from tokenmill.ir.low_rank import LowRank
 
 I32Array = npt.NDArray[np.int32]
 I64Array = npt.NDArray[np.int64]
@@ -95,6 +98,7 @@ class StepInput:
     want_logits: bool = False
     pooled: I32Array | None = None  # [E] ascending indices into tokens; see StepOutput.hidden
     segments: I32Array | None = None  # [T] which of two texts each is of; None: all of the first
+    adapters: I32Array | None = None  # [T] slot of each token's adapter; -1: none; None: all none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class StepLimits:
     window_blocks: int = 0  # blocks in that pool
     logprobs: int = 20  # most likely tokens that a step can report for a row
     is_encoder: bool = False  # tokens see those behind them, so that a step has whole sequences
+    adapter_slots: int = 0  # adapters that a step can read; 0: the model takes none
 
 
 MAX_WINDOW_DRAFTS = BLOCK_SIZE
@@ -168,6 +173,13 @@ class CompiledModel(Protocol):
 
     def wait(self) -> StepOutput:
         """Wait for the step in flight."""
+        ...
+
+    def set_adapter(self, slot: int, changes: Mapping[str, LowRank]) -> None:
+        """Put an adapter into a slot, in place of what was there; no step is in flight.
+
+        `changes` are by the full name of the weight; those of other weights stay as they are.
+        """
         ...
 
     def close(self) -> None:

@@ -1,12 +1,14 @@
 """Arguments that several commands share, and what is made of them."""
 
 from argparse import ArgumentParser, BooleanOptionalAction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.config import ACTIVATIONS, KV_CACHES, POOLINGS, QUANTIZATIONS, EngineConfig
 from tokenmill.models.sources.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from tokenmill.engine.adapters import LoRARequest
     from tokenmill.sampling.params import SamplingParams
 
 MAX_TOKENS = 512
@@ -112,6 +114,33 @@ def add_scheduling_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_lora_arguments(parser: ArgumentParser) -> None:
+    """LoRA adapters for a server, which loads and unloads them while it runs."""
+    group = parser.add_argument_group("LoRA adapters")
+    defaults = EngineConfig()
+    group.add_argument(
+        "--enable-lora",
+        action="store_true",
+        help="requests may choose adapters by name; they are loaded with --lora-modules and at "
+        "/v1/load_lora_adapter",
+    )
+    group.add_argument(
+        "--lora-modules",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="adapters to begin with: folders that PEFT has saved",
+    )
+    for flag, default, text in (
+        ("--max-loras", defaults.max_loras, "adapters that may be in use at the same time"),
+        ("--max-lora-rank", defaults.max_lora_rank, "largest rank that an adapter may have"),
+    ):
+        group.add_argument(
+            flag, type=int, metavar="N", default=default, help=f"{text} (default: %(default)s)"
+        )
+
+
 def add_sampling_arguments(parser: ArgumentParser) -> None:
     """What `make_sampling_params` takes, and `--system`."""
     parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
@@ -137,11 +166,32 @@ def add_sampling_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
 
 
+def add_lora_argument(parser: ArgumentParser) -> None:
+    """`--lora`, an adapter for all that a command says."""
+    parser.add_argument(
+        "--lora",
+        type=Path,
+        metavar="PATH",
+        help="a LoRA adapter: a folder that PEFT has saved",
+    )
+
+
 def make_engine_config(values: dict[str, object]) -> EngineConfig:
     """The configuration in the parsed values; UsageError where one is out of range."""
     fields: dict[str, object] = {name: values[name] for name in _ENGINE_FIELDS}
     fields |= {name: values[name] for name in _SCHEDULING_FIELDS if name in values}
+    if isinstance(lora := values.get("lora"), Path):
+        from tokenmill.models.adapters import adapter_rank
+
+        fields |= {"enable_lora": True, "max_lora_rank": adapter_rank(lora)}
     return EngineConfig(**fields)  # type: ignore[arg-type]  # it checks them itself
+
+
+def make_lora_request(lora: object) -> "LoRARequest | None":
+    """What asks for the adapter of `--lora`, where one is given."""
+    from tokenmill.engine.adapters import LoRARequest
+
+    return LoRARequest(lora.name or "lora", 1, str(lora)) if isinstance(lora, Path) else None
 
 
 def make_sampling_params(values: dict[str, object]) -> "SamplingParams":

@@ -13,6 +13,7 @@ from tokenmill.cli.loading import check_text, open_llm
 from tokenmill.errors import TokenmillError, UsageError
 
 if TYPE_CHECKING:
+    from tokenmill.engine.adapters import LoRARequest
     from tokenmill.engine.llm import LLM
     from tokenmill.sampling.params import SamplingParams
 
@@ -23,6 +24,7 @@ HELP = """\
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    arguments.add_lora_argument(parser)
     arguments.add_sampling_arguments(parser)
     arguments.add_engine_arguments(parser)
 
@@ -34,14 +36,21 @@ def chat(*, system: str | None, **values: object) -> None:
     with open_llm(config) as llm:
         if llm.loaded.chat_template is None:
             raise UsageError(f"{config.model} has no chat template: use `tokenmill run --raw`")
-        Chat(llm, params, system).loop()
+        Chat(llm, params, system, arguments.make_lora_request(values["lora"])).loop()
 
 
 class Chat:
     """Reads lines and answers them until the user leaves."""
 
-    def __init__(self, llm: "LLM", params: "SamplingParams", system: str | None) -> None:
+    def __init__(
+        self,
+        llm: "LLM",
+        params: "SamplingParams",
+        system: str | None,
+        lora: "LoRARequest | None" = None,
+    ) -> None:
         self._llm = llm
+        self._lora = lora
         self._params = params
         self._conversation = Conversation(system)
 
@@ -89,7 +98,7 @@ class Chat:
         pieces = []
         with (
             watch_interrupts() as interrupt,
-            closing(self._llm.stream(ids, self._params)) as deltas,
+            closing(self._llm.stream(ids, self._params, lora_request=self._lora)) as deltas,
         ):
             for delta in deltas:
                 pieces.append(delta.text)

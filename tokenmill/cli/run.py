@@ -11,6 +11,7 @@ from tokenmill.cli.loading import check_text, open_llm
 from tokenmill.errors import UsageError
 
 if TYPE_CHECKING:
+    from tokenmill.engine.adapters import LoRARequest
     from tokenmill.engine.llm import LLM
     from tokenmill.engine.outputs import RequestOutput
     from tokenmill.sampling.params import SamplingParams
@@ -30,6 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     mode.add_argument(
         "--raw", action="store_false", dest="wants_chat", help="give the prompt to it as it is"
     )
+    arguments.add_lora_argument(parser)
     arguments.add_sampling_arguments(parser)
     arguments.add_engine_arguments(parser)
 
@@ -44,7 +46,9 @@ def run(
     config = arguments.make_engine_config(values)
     with open_llm(config) as llm:
         load_s = time.perf_counter() - started_s
-        output = _stream(llm, _make_prompt(llm, text, system, wants_chat), params, is_quiet=as_json)
+        ids = _make_prompt(llm, text, system, wants_chat)
+        lora = arguments.make_lora_request(values["lora"])
+        output = _stream(llm, ids, params, lora, is_quiet=as_json)
     if as_json:
         print(json.dumps(_summary(config.model, output, load_s), ensure_ascii=False))
     else:
@@ -77,11 +81,16 @@ def _make_prompt(
 
 
 def _stream(
-    llm: "LLM", prompt: str | list[int], params: "SamplingParams", *, is_quiet: bool
+    llm: "LLM",
+    prompt: str | list[int],
+    params: "SamplingParams",
+    lora: "LoRARequest | None",
+    *,
+    is_quiet: bool,
 ) -> "RequestOutput":
     """Print the text as it comes, unless quiet; returns the whole."""
     output = None
-    for delta in llm.stream(prompt, params):
+    for delta in llm.stream(prompt, params, lora_request=lora):
         if delta.text and not is_quiet:
             print(delta.text, end="", flush=True)
         output = delta.output

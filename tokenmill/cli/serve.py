@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tokenmill.cli import arguments
 from tokenmill.cli.loading import open_llm
 from tokenmill.config import EngineConfig
+from tokenmill.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenmill.engine.llm import LLM
@@ -26,6 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     _add_server_arguments(parser)
     arguments.add_engine_arguments(parser)
     arguments.add_scheduling_arguments(parser)
+    arguments.add_lora_arguments(parser)
     _add_traffic_arguments(parser)
 
 
@@ -111,10 +113,11 @@ def serve(
     body_timeout: float,
     drain_timeout: float,
     stall_timeout: float,
+    lora_modules: list[str],
     **values: object,
 ) -> None:
     """Serve a model until a signal ends it. What is wrong is said before the model is loaded."""
-    from tokenmill.server.config import ServerConfig, gather_keys
+    from tokenmill.server.config import ServerConfig, gather_keys, read_lora_modules
 
     if positional_model is not None:
         values["model"] = positional_model
@@ -130,7 +133,10 @@ def serve(
         body_timeout_s=body_timeout,
         drain_timeout_s=drain_timeout,
         stall_timeout_s=stall_timeout,
+        lora_modules=read_lora_modules(lora_modules),
     )
+    if config.lora_modules and not engine_config.enable_lora:
+        raise UsageError("--lora-modules needs --enable-lora")
     _serve(engine_config, config)
 
 
@@ -140,6 +146,8 @@ def _serve(engine_config: EngineConfig, config: "ServerConfig") -> None:
     _log_to_stderr()
     bound = serving.bind(config.host, config.port)
     with bound, open_llm(engine_config) as llm:
+        for name, path in config.lora_modules:
+            llm.load_adapter(name, path)
         print(capacity(llm), file=sys.stderr)
         llm.warm_up()
         address = serving.address_of(bound)
@@ -172,6 +180,9 @@ def capacity(llm: "LLM") -> str:
     told = f"{room} in a KV cache of {num_tokens:,}"
     if llm.draft is not None:
         told += f"; the draft model's holds {llm.draft.compiled.limits.blocks * BLOCK_SIZE:,}"
+    if llm.adapters.is_enabled:
+        count, rank = llm.config.max_loras, llm.config.max_lora_rank
+        told += f"; {count} adapter{'s' if count != 1 else ''} of rank {rank} at a time"
     return told
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from tokenmill.backends.base import CompiledModel
 from tokenmill.engine.prompt_budget import PromptBudget
@@ -20,6 +21,9 @@ from tokenmill.engine.stats import (
 )
 from tokenmill.engine.step_loop import StepLoop
 from tokenmill.errors import CapacityError, TokenmillError, UsageError
+
+if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
 
 
 class QueueFullError(CapacityError):
@@ -63,7 +67,8 @@ class Engine:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outbox: dict[Sink, list[Delivery]] = {}
         # Guards _live's growth and the flags; reentrant, since a garbage collection may call
-        # `close` from anywhere. Whoever waits for it is told when nothing is live any more.
+        # `close` from anywhere. Whoever waits for it is told when nothing is live any more, or
+        # nothing with some adapter.
         self._lock = threading.Condition(threading.RLock())
         self._is_open = True
         self._is_draining = False
@@ -127,6 +132,16 @@ class Engine:
             self._is_draining = True
             return self._lock.wait_for(lambda: not self._live, timeout_s)
 
+    def wait_unused(self, adapter: "Adapter", timeout_s: float | None = None) -> bool:
+        """Wait until no request has an adapter; False: after `timeout_s` some still had it."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self.uses(adapter), timeout_s)
+
+    def uses(self, adapter: "Adapter") -> bool:
+        """Has some request that adapter?"""
+        with self._lock:
+            return any(sequence.adapter is adapter for sequence in self._live)
+
     def close(self) -> None:
         """Abort what runs, end the thread and free the model; a second call does nothing."""
         with self._lock:
@@ -159,6 +174,9 @@ class Engine:
             step_tokens=Histogram(
                 STEP_TOKEN_BOUNDS, tuple(counters.step_tokens), counters.step_tokens_sum
             ),
+            max_loras=self._compiled.limits.adapter_slots,
+            running_loras=_adapter_names(scheduler.running),
+            waiting_loras=_adapter_names(scheduler.waiting),
         )
 
     def block_map(self) -> BlockMap:
@@ -262,7 +280,7 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         with self._lock:
             del self._live[sequence]
-            if not self._live:
+            if not self._live or sequence.adapter is not None:
                 self._lock.notify_all()
 
     def _flush(self) -> None:
@@ -280,6 +298,11 @@ class Engine:
         for request in requests:
             self._outbox.setdefault(request.sink, []).append(Delivery(request, _dead(error)))
         self._flush()
+
+
+def _adapter_names(sequences: SequenceOf[Sequence]) -> tuple[str, ...]:
+    """The engine's thread may change the list meanwhile, so that it is copied at once."""
+    return tuple(sorted({s.adapter.name for s in tuple(sequences) if s.adapter is not None}))
 
 
 def _dead(error: BaseException) -> EngineDeadError:

@@ -15,6 +15,7 @@ from tokenmill.sampling.params import SamplingParams, sequence_seed
 from tokenmill.sampling.pooling import PoolingParams
 
 if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
     from tokenmill.models.tokenizer import Tokenizer
 
 
@@ -45,6 +46,7 @@ class Intake:
         is_streaming: bool = False,
         priority: int = 0,
         cache_salt: str = "",
+        adapter: "Adapter | None" = None,
     ) -> Request:
         """A request with `params.n` samples; see LLM.make_request."""
         if self._limits.is_encoder:
@@ -65,6 +67,7 @@ class Intake:
             bad_words=bad_word_ids(params.bad_words, self._encode_plain),
             priority=priority,
             cache_salt=cache_salt,
+            adapter=adapter,
         )
         seeds = [sequence_seed(params.seed, index) for index in range(1, params.n)]
         sequences = [first, *map(first.sibling, seeds)]

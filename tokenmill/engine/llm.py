@@ -5,10 +5,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from tokenmill.backends.base import BLOCK_SIZE, StepLimits
 from tokenmill.config import EngineConfig
+from tokenmill.engine.adapters import Adapters, LoRARequest
 from tokenmill.engine.draft_model import DraftModel
 from tokenmill.engine.embedder import Embedder
 from tokenmill.engine.embedding import (
@@ -35,8 +36,12 @@ from tokenmill.sampling.params import SamplingParams
 from tokenmill.sampling.pooling import PoolingParams
 
 if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
     from tokenmill.models.loader import LoadedModel
     from tokenmill.models.progress import Progress
+
+LoRARequests: TypeAlias = LoRARequest | Sequence[LoRARequest | None] | None
+"""An adapter for all prompts, or one or none for each."""
 
 _LEAST_PROMPT_SHARE = 16
 """Of the tokens of a step, one in so many may be a prompt's, however long that takes."""
@@ -69,6 +74,9 @@ class LLM:
         max_waiting: int | None = None,
         pooling: str = "auto",
         normalize: bool | None = None,
+        enable_lora: bool = False,
+        max_loras: int = 1,
+        max_lora_rank: int = 16,
         offline: bool = False,
         progress: "Progress | None" = None,
         loaded: "LoadedModel | None" = None,
@@ -90,10 +98,14 @@ class LLM:
             max_waiting=max_waiting,
             pooling=pooling,
             normalize=normalize,
+            enable_lora=enable_lora,
+            max_loras=max_loras,
+            max_lora_rank=max_lora_rank,
             offline=offline,
         )
         self.loaded = loaded or _load(self.config, progress)
         limits = self.loaded.compiled.limits
+        self.adapters = Adapters(self.loaded.adapter_reader)
         self.draft: LoadedModel | None = None  # the model that guesses for it
         try:
             self.default_params()  # what the model recommends may be nonsense
@@ -142,19 +154,28 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: Callable[[int, int], None] | None = None,
+        lora_request: LoRARequests = None,
     ) -> list[RequestOutput]:
         """Complete prompts, all at the same time; the outputs come in the order of the prompts.
 
         A prompt is a text, a list of token ids, or {"prompt": text} or {"prompt_token_ids": ids}.
-        `sampling_params` is one for all or one each. `progress(finished, total)` is called as
-        prompts finish. Interrupted (Ctrl-C), it aborts its own requests and leaves the LLM usable.
+        `sampling_params` is one for all or one each, and so is `lora_request`, the adapters.
+        `progress(finished, total)` is called as prompts finish. Interrupted (Ctrl-C), it aborts its
+        own requests and leaves the LLM usable.
         Raises UsageError or CapacityError that names the prompt, before anything runs.
         """
         listed = prompt_list(prompts)
         params = self._params_list(sampling_params, len(listed))
+        adapters = self._adapter_list(lora_request, len(listed))
         events: SimpleQueue[list[Delivery]] = SimpleQueue()
         requests = [
-            self.make_request(prompt, params[index], name=f"prompt {index}", sink=events.put)
+            self.make_request(
+                prompt,
+                params[index],
+                name=f"prompt {index}",
+                sink=events.put,
+                adapter=adapters[index],
+            )
             for index, prompt in enumerate(listed)
         ]
         return self._outputs(requests, events, progress)
@@ -228,10 +249,11 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: Callable[[int, int], None] | None = None,
+        lora_request: LoRARequests = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several; a message is {"role": ..., "content": ...}."""
         prompts = [self.apply_chat_template(each) for each in conversation_list(messages)]
-        return self.generate(prompts, sampling_params, progress=progress)
+        return self.generate(prompts, sampling_params, progress=progress, lora_request=lora_request)
 
     def apply_chat_template(self, messages: Conversation) -> list[int]:
         """The prompt, as token ids, that asks the model for the next message."""
@@ -241,14 +263,21 @@ class LLM:
         return self.loaded.tokenizer.encode(template.render(messages), add_special_tokens=False)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        lora_request: LoRARequest | None = None,
     ) -> Generator[OutputDelta, None, None]:
         """Complete one prompt, piece by piece; closing the iterator ends the request.
 
         Errors in the arguments are raised here; the request starts with the first `next`.
         """
         events: SimpleQueue[list[Delivery]] = SimpleQueue()
-        request = self.make_request(prompt, params, sink=events.put, is_streaming=True)
+        adapter = self.adapters.resolve(lora_request)
+        request = self.make_request(
+            prompt, params, sink=events.put, is_streaming=True, adapter=adapter
+        )
         return self._follow(request, events)
 
     def make_request(
@@ -262,6 +291,7 @@ class LLM:
         is_streaming: bool = False,
         priority: int = 0,
         cache_salt: str = "",
+        adapter: "Adapter | None" = None,
     ) -> Request:
         """A request for `engine.submit`, which tells `sink` of it.
 
@@ -278,7 +308,20 @@ class LLM:
             is_streaming=is_streaming,
             priority=priority,
             cache_salt=cache_salt,
+            adapter=adapter,
         )
+
+    def load_adapter(self, name: str, path: str) -> "Adapter":
+        """Load a LoRA adapter from a folder that PEFT has saved, while requests run or not.
+
+        Raises the TokenmillError that says why it cannot be; AdapterExistsError for a name that
+        is taken.
+        """
+        return self.adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter at once, and wait until the requests that have it have ended."""
+        self.engine.wait_unused(self.adapters.unload(name))
 
     def default_params(self, **given: object) -> SamplingParams:
         """Parameters from what is given, and for the rest what the model's makers recommend."""
@@ -322,6 +365,7 @@ class LLM:
             speculative="off",
             max_model_len=None,
             kv_cache_memory_bytes=None,
+            enable_lora=False,  # guesses need not be the adapter's to be taken or left rightly
         )
         self.draft = _load(config, progress, target=limits)
         try:
@@ -346,6 +390,13 @@ class LLM:
                         return
         finally:
             self.engine.abort([request])
+
+    def _adapter_list(self, lora_request: LoRARequests, count: int) -> "list[Adapter | None]":
+        if lora_request is None or isinstance(lora_request, LoRARequest):
+            return [self.adapters.resolve(lora_request)] * count
+        if len(lora_request) != count:
+            raise UsageError(f"{len(lora_request)} lora_requests for {count} prompts: one each")
+        return [self.adapters.resolve(each) for each in lora_request]
 
     def _params_list(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int

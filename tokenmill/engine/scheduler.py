@@ -26,11 +26,13 @@ from tokenmill.backends.base import (
     StepLimits,
     StepOutput,
 )
+from tokenmill.engine.adapter_slots import AdapterSlots
 from tokenmill.engine.logprobs import row_logprobs
 from tokenmill.engine.outputs import FinishReason
 from tokenmill.engine.sequence import NO_SLOT, Sequence
 from tokenmill.engine.stats import Counters
 from tokenmill.engine.step import Chunk, Step, commit_states
+from tokenmill.ir.low_rank import NO_ADAPTER
 from tokenmill.kv.block_pool import BlockPool, blocks_for
 from tokenmill.kv.window_blocks import WindowBlocks, WindowTable
 
@@ -48,6 +50,7 @@ class _Plan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     window_copies: list[tuple[int, int]] = field(default_factory=list)
     is_closed: bool = False  # nobody else is admitted
+    needs_slot: bool = False  # somebody waits for an adapter's slot, so nobody else takes one
 
     def grant(self, sequence: Sequence, length: int) -> None:
         self.lengths[sequence] = self.lengths.get(sequence, 0) + length
@@ -84,6 +87,7 @@ class Scheduler:
         self.windows = (
             WindowBlocks(limits.window, limits.window_blocks) if limits.window_blocks else None
         )
+        self.adapters = AdapterSlots(limits.adapter_slots)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.counters = Counters()
@@ -171,6 +175,7 @@ class Scheduler:
         self.pool.check(sequence.blocks for sequence in self.running)
         if self.windows is not None:
             self.windows.check(sequence.windows for sequence in self.running)
+        self.adapters.check((s.adapter, s.adapter_slot) for s in self.running)
         slots = [sequence.slot for sequence in self.running]
         assert sorted(slots + self._free_slots) == list(range(self._num_slots)), slots
         for queue in (self.running, self.waiting):
@@ -411,11 +416,16 @@ class Scheduler:
         """
         num_new = blocks_for(len(sequence.tokens)) - len(start.shared)
         num_free = self.pool.num_free - self.pool.num_unused(start.shared)
-        return bool(self._free_slots) and num_new + len(self.running) <= num_free
+        has_slots = bool(self._free_slots) and self.adapters.fits(sequence.adapter)
+        return has_slots and num_new + len(self.running) <= num_free
 
     def _admit(self, sequence: Sequence, plan: _Plan) -> bool:
         """Let a waiting sequence run, if it can. If space is missing, nobody overtakes it."""
         if plan.is_closed or sequence.num_in_flight or not self._is_ready(sequence):
+            return False
+        # Who waits for a slot is overtaken only by those who take none.
+        plan.needs_slot |= not self.adapters.fits(sequence.adapter)
+        if plan.needs_slot and sequence.adapter is not None:
             return False
         start = self._start(sequence)
         if not self._fits(sequence, start):
@@ -430,6 +440,7 @@ class Scheduler:
         sequence.num_computed = start.num_computed
         sequence.num_named = len(start.shared)
         sequence.slot = self._free_slots.pop()
+        sequence.adapter_slot = self.adapters.take(sequence.adapter)
         insort(self.running, sequence, key=_by_rank)
         # The block to copy may itself have been handed out, at its own place or at another.
         target = sequence.blocks[len(start.shared)]
@@ -489,6 +500,8 @@ class Scheduler:
             self.windows.release(sequence.windows)
             sequence.windows = WindowTable()
         self._free_slots.append(sequence.slot)
+        self.adapters.give(sequence.adapter_slot)
+        sequence.adapter_slot = NO_ADAPTER
         sequence.blocks, sequence.slot, sequence.num_computed = [], NO_SLOT, 0
         sequence.drafts, sequence.num_named = [], 0
 

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tokenmill.backends.base import BLOCK_SIZE, F32Array, StepLimits
 from tokenmill.engine.outputs import FinishReason, TokenLogprobs
 from tokenmill.engine.pooling import Pool, check_length
 from tokenmill.errors import CapacityError, UsageError
+from tokenmill.ir.low_rank import NO_ADAPTER
 from tokenmill.kv.block_hash import extend_names, root_name
 from tokenmill.kv.window_blocks import WindowTable
 from tokenmill.sampling.logit_rules import NO_RULES, LogitRules, make_rules
 from tokenmill.sampling.pace import Pace
 from tokenmill.sampling.params import SamplingParams
 from tokenmill.sampling.pooling import PoolingParams
+
+if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
 
 NO_SLOT = -1
 _NOT_SAMPLED = SamplingParams(temperature=0.0, max_tokens=1)
@@ -38,11 +43,13 @@ class Sequence:
     rules: LogitRules = NO_RULES
     priority: int = 0  # the lower, the sooner
     root: bytes = field(default_factory=lambda: root_name(""))
+    adapter: "Adapter | None" = None
     parent: "Sequence | None" = None  # computes the same prompt, to share it
     pool: Pool | None = None  # its prompt is pooled, and nothing sampled
 
     arrival: int = -1  # the scheduler counts
     slot: int = NO_SLOT  # native slot, while it runs
+    adapter_slot: int = NO_ADAPTER  # where its adapter lies, while it runs
     blocks: list[int] = field(default_factory=list)  # block table, while it runs
     windows: WindowTable = field(default_factory=WindowTable)  # of layers with a window
     block_names: list[bytes] = field(default_factory=list)  # of the full blocks
@@ -79,6 +86,7 @@ class Sequence:
             rules=self.rules,
             priority=self.priority,
             root=self.root,
+            adapter=self.adapter,
             parent=self,
         )
 
@@ -163,6 +171,7 @@ def make_sequence(
     bad_words: SequenceOf[SequenceOf[int]] = (),
     priority: int = 0,
     cache_salt: str = "",
+    adapter: "Adapter | None" = None,
     parent: Sequence | None = None,
 ) -> Sequence:
     """A sequence that the engine can serve, alone at the least; `bad_words` are token ids.
@@ -197,7 +206,8 @@ def make_sequence(
             vocab_size=limits.vocab_size,
         ),
         priority=priority,
-        root=root_name(cache_salt),
+        root=root_name(cache_salt, adapter.digest if adapter else b""),
+        adapter=adapter,
         parent=parent,
     )
 

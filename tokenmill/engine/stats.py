@@ -40,6 +40,9 @@ class EngineStats:
     draft_tokens: int
     accepted_tokens: int
     step_tokens: Histogram
+    max_loras: int  # adapters that one step may use; 0: the model takes none
+    running_loras: tuple[str, ...]  # names of those that running sequences have
+    waiting_loras: tuple[str, ...]
 
     @property
     def kv_cache_usage(self) -> float:

@@ -37,6 +37,7 @@ class StepBuilder:
 
     def __init__(self, limits: StepLimits) -> None:
         slots = limits.slots
+        self._has_adapters = limits.adapter_slots > 0
         self._tables: list[list[int] | None] = [None] * slots  # whose blocks a slot's row shows
         self._num_shown = [0] * slots
         self._block_tables = np.zeros((slots, limits.blocks_per_sequence), np.int32)
@@ -62,6 +63,7 @@ class StepBuilder:
         # The token at index i of the step has position i + shift, one shift a chunk.
         shifts = np.repeat(starts - (ends - lengths), lengths)
         rows = list(_rows(chunks))
+        adapters = np.array([chunk.sequence.adapter_slot for chunk in chunks], np.int32)
         return StepInput(
             tokens=_tokens(chunks),
             positions=np.arange(ends[-1], dtype=np.int32) + shifts,
@@ -75,6 +77,7 @@ class StepBuilder:
             window_copies=_copies(step.window_copies),
             pooled=_pooled(chunks),
             segments=_segments(chunks),
+            adapters=np.repeat(adapters, lengths) if self._has_adapters else None,
         )
 
     def _show_blocks(self, sequence: Sequence) -> None:

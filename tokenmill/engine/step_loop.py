@@ -1,5 +1,7 @@
 """The loop that keeps the model busy: Python stays one step ahead of it and one behind."""
 
+from typing import TYPE_CHECKING
+
 from tokenmill.backends.base import CompiledModel, StepInput, StepOutput
 from tokenmill.engine.prompt_budget import PromptBudget
 from tokenmill.engine.scheduler import Scheduler
@@ -7,6 +9,9 @@ from tokenmill.engine.sequence import Sequence
 from tokenmill.engine.speculation import Speculator
 from tokenmill.engine.step import Step
 from tokenmill.engine.step_input import StepBuilder
+
+if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
 
 
 class StalledError(RuntimeError):
@@ -39,6 +44,7 @@ class StepLoop:
         self._speculator = speculator
         self._prompt_budget = prompt_budget
         self._in_flight: Step | None = None
+        self._placed: dict[int, Adapter] = {}  # what lies in the model's slots for adapters
         self.is_idle = False  # the last turn neither posted a step nor committed one
 
     @property
@@ -99,7 +105,16 @@ class StepLoop:
             self._speculator.note_posted()
         if self._prompt_budget:
             self._prompt_budget.note_posted(step)
+        self._place_adapters(step)
         self._compiled.post(step_input)
+
+    def _place_adapters(self, step: Step) -> None:
+        """Bring in the adapters of a step that are not there yet; none is in flight."""
+        for sequence in (chunk.sequence for chunk in step.chunks):
+            adapter, slot = sequence.adapter, sequence.adapter_slot
+            if adapter is not None and self._placed.get(slot) is not adapter:
+                self._compiled.set_adapter(slot, adapter.changes)
+                self._placed[slot] = adapter
 
     def _wait(self) -> StepOutput:
         output = self._compiled.wait()

@@ -26,8 +26,11 @@ class FunctionBuilder:
         return value
 
     def weight(self, name: str, *shape: int) -> Value:
-        """A weight of this function; asking again for the same name gives the same one."""
-        kind = Type("w" if len(shape) == 2 else "f32", shape)
+        """A weight of this function; asking again for the same name gives the same one.
+
+        With three sizes, it is a factor of what adapters change; see graph.Type.
+        """
+        kind = Type({1: "f32", 2: "w", 3: "lora"}[len(shape)], shape)
         value = self._weights.setdefault(name, Value(f"@{name}", kind))
         assert value.type == kind, (value, kind)
         return value
@@ -129,6 +132,12 @@ class FunctionBuilder:
 
     def combine(self, y: Value, routes: Value, groups: Value) -> Value:
         return self.emit("combine", y, routes, groups)
+
+    def shrink(self, x: Value, weight: Value, adapters: Value) -> Value:
+        return self.emit("shrink", x, weight, adapters, name="low")
+
+    def expand(self, y: Value, low: Value, weight: Value, adapters: Value) -> Value:
+        return self.emit("expand", y, low, weight, adapters, name="adapted")
 
     def add(self, a: Value, b: Value) -> Value:
         return self.emit("add", a, b)

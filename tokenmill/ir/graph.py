@@ -32,7 +32,10 @@ class Type:
     `place` (where each token stands), `sampling` (how each row is sampled), `kv[G,D]` (a layer's
     cache of G heads) and `kv[G,D,W]` (one of which only the last W positions are read again),
     `routes[T,K,E]` (K of E experts for each token, and their weights), `groups[T,K,E]` (where each
-    of the T * K pairs of token and expert stands among the others of its expert).
+    of the T * K pairs of token and expert stands among the others of its expert), `adapters[T]`
+    (whose adapter each token has). `lora` is one factor of the low-rank changes that S adapters
+    make to a linear: A is `lora[S,R,K]` and B is `lora[S,N,R]`, for ranks of R at most; `lora16` is
+    the same, rounded to bfloat16.
     """
 
     dtype: str

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.ir.formats import FORMATS, Weight
+from tokenmill.ir.low_rank import FactorSlots
 from tokenmill.ir.order import GROUP, KV_CHUNK, F32Array, lane_sum, stored_dims
 
 IntArray = npt.NDArray[np.int32]
@@ -122,6 +123,25 @@ def linear(x_TK: F32Array, weight: Weight, bias: Weight | None = None) -> F32Arr
         if minimums_NG is not None:
             out_TN += minimums_NG[:, group] * x.sum(1)[:, None]
     return out_TN if bias is None else out_TN + bias.dequantize()[0]
+
+
+def shrink(x_TK: F32Array, weight: FactorSlots, adapters_T: IntArray) -> F32Array:
+    """A x, each row with its adapter's A [R, K] (Hu et al. 2021); zeros beyond its rank."""
+    low_TR = np.zeros((len(x_TK), weight.rank), np.float32)
+    for rows, a_RK in weight.rows(adapters_T):
+        low_TR[rows, : len(a_RK)] = lane_sum(x_TK[rows, None, :] * a_RK)
+    return low_TR
+
+
+def expand(y_TN: F32Array, low_TR: F32Array, weight: FactorSlots, adapters_T: IntArray) -> F32Array:
+    """y + B (A x), each row with its adapter's B [N, R]; rows that have none stay as they are."""
+    out_TN = y_TN.copy()
+    for rows, b_NR in weight.rows(adapters_T):
+        delta = np.zeros((len(rows), len(b_NR)), np.float32)
+        for rank, b_N in enumerate(b_NR.T):
+            delta += low_TR[rows, rank, None] * b_N
+        out_TN[rows] += delta
+    return out_TN
 
 
 def rope_frequencies(head_dim: int, theta: float) -> F32Array:

@@ -12,6 +12,7 @@ from math import prod
 from tokenmill.ir import numerics, sampling
 from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.graph import Attr, Dim, Node, Type
+from tokenmill.ir.low_rank import FACTORS
 
 STRUCTURE = ("fused", "repeat", "barrier")
 ACTIVATIONS = ("f32", "bf16", "int8")
@@ -224,6 +225,31 @@ def _infer_combine(types: Sequence[Type], node: Node) -> Type:
     return Type("f32", (y.shape[0], y.width))
 
 
+def _factor(x: Type, weight: Type, adapters: Type) -> tuple[int, int]:
+    """The last two sizes of a factor, which each row of x takes from its adapter."""
+    rows, _ = _matrix(x, "x")
+    fits = weight.dtype in FACTORS and len(weight.shape) == 3
+    _require(fits, f"the weight must be lora[S,N,K], is {weight}")
+    _require(adapters == Type("adapters", (rows,)), f"{adapters} are not those of {x}")
+    return int(weight.shape[1]), int(weight.shape[2])
+
+
+def _infer_shrink(types: Sequence[Type], node: Node) -> Type:
+    x, weight, adapters = types
+    rank, k = _factor(x, weight, adapters)
+    _require(x.dtype in ACTIVATIONS, f"x must be an activation, is {x}")
+    _require(k == x.width, f"the weight takes {k} inputs, x is {x}")
+    return Type("f32", (*x.rows, rank))
+
+
+def _infer_expand(types: Sequence[Type], node: Node) -> Type:
+    y, low, weight, adapters = types
+    n, rank = _factor(low, weight, adapters)
+    _require(low == Type("f32", (*y.rows, rank)), f"{low} does not fit {weight} and {y}")
+    _require(y == Type("f32", (*low.rows, n)), f"y must be f32[{low.rows[0]},{n}], is {y}")
+    return y
+
+
 def _infer_unary(types: Sequence[Type], node: Node) -> Type:
     _require(types[0].dtype == "f32", f"x must be f32, is {types[0]}")
     return types[0]
@@ -259,6 +285,10 @@ def _per_element(count: int) -> Callable[[Sequence[Type], Node, Sizes], int]:
 
 def _flops_linear(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
     return 2 * elements(types[0], sizes) * node.result.type.width
+
+
+def _flops_expand(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
+    return 2 * elements(types[1], sizes) * types[0].width + elements(types[0], sizes)
 
 
 def _flops_attention(types: Sequence[Type], node: Node, sizes: Sizes) -> int:
@@ -448,6 +478,22 @@ OPS: dict[str, Op] = {
             reference=numerics.combine,
         ),
         Op(
+            name="shrink",
+            operands=("x", "weight", "adapters"),
+            attrs={},
+            infer=_infer_shrink,
+            flops=_flops_linear,
+            reference=numerics.shrink,
+        ),
+        Op(
+            name="expand",
+            operands=("y", "low", "weight", "adapters"),
+            attrs={},
+            infer=_infer_expand,
+            flops=_flops_expand,
+            reference=numerics.expand,
+        ),
+        Op(
             name="select_rows",
             operands=("x", "rows"),
             attrs={},
@@ -495,39 +541,3 @@ def _fits(value: Attr, kind: type) -> bool:
 
 def _attrs(row: Op) -> str:
     return ", ".join(f"{key}: {kind.__name__}" for key, kind in row.attrs.items()) or "none"
-
-
-def flops(node: Node, types: Sequence[Type], sizes: Sizes) -> int:
-    """Additions and multiplications of a plain node."""
-    return OPS[node.op].flops(types, node, sizes)
-
-
-_BYTES = {"f32": 4.0, "i32": 4.0, "bf16": 2.0, "int8": 1.25}
-
-
-def size_bytes(kind: Type, sizes: Sizes) -> float:
-    """Bytes that a value or a weight takes; handles take none."""
-    if kind.dtype in FORMATS:
-        return elements(kind, sizes) * FORMATS[kind.dtype].bits_per_weight / 8
-    return elements(kind, sizes) * _BYTES.get(kind.dtype, 0.0)
-
-
-def moved_bytes(node: Node, types: Sequence[Type], sizes: Sizes, *, cache: str) -> float:
-    """Bytes that a plain node must read and write at least once.
-
-    `cache` is the type in which keys and values are stored, which their handle does not say.
-    """
-    made = sum(size_bytes(v.type, sizes) for v in node.results)
-    read = sum(size_bytes(t, sizes) for t in types)
-    match node.op:
-        case "embed" | "embed_place":
-            rows = Type(types[1].dtype, node.result.type.shape)
-            read = size_bytes(types[0], sizes) + size_bytes(rows, sizes)
-        case "select_rows":
-            read = made + size_bytes(types[1], sizes)
-        case "kv_write":
-            made = 2 * elements(types[0], sizes) * _BYTES[node.string("to")]
-        case "attention":
-            heads = Type("kv", types[1].shape[:2])
-            read += 2 * sizes["P"] * elements(heads, sizes) * _BYTES[cache]
-    return made + read

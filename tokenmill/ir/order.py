@@ -21,6 +21,9 @@ Attention.    Positions are split at multiples of KV_CHUNK, counted from the seq
               stored (rounded) keys and values, those of its own step included.
 Experts.      Chances are summed like a norm, experts ascending. An expert's linear is a linear;
               what a token's experts made is added by fma from zero, the one of most weight first.
+Adapters.     A x is summed like a norm: lane l takes a[l] x[l], a[l + LANES] x[l + LANES], ... by
+              fma, ascending; then the tree. B (A x) is added up by fma from zero, ranks ascending
+              up to the adapter's own, and then added to the linear's result, the bias included.
 Int8 cache.   Each run of GROUP stored dimensions of a head has one scale, max|x| / 127.
 Sampling.     Probabilities are summed like a norm, ids ascending.
 Tree.         Lanes are halved: lane l takes l + 8, then l + 4, l + 2, l + 1.

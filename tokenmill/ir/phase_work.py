@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenmill.ir.graph import Node, Type
-from tokenmill.ir.ops import Sizes, flops, moved_bytes, size_bytes
+from tokenmill.ir.ops import Sizes
+from tokenmill.ir.work import flops, moved_bytes, size_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 
 from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.graph import Dim, Function, Graph, Node, Type, Value, fuse, layer_bodies, walk
+from tokenmill.ir.low_rank import FACTORS
 from tokenmill.ir.ops import ACTIVATIONS, STRUCTURE, TypeMismatchError, infer
 
 _NAME = re.compile(r"[\w.]+")
-_DTYPES = (*ACTIVATIONS, *FORMATS, "w", "i32", "place", "sampling", "kv", "routes", "groups")
+_HANDLES = ("place", "sampling", "kv", "routes", "groups", "adapters")
+_DTYPES = (*ACTIVATIONS, *FORMATS, "w", *FACTORS, "i32", *_HANDLES)
 _SYMBOLS = ("T", "R", "S", "E")
 _REPEAT_ATTRS = {"prefix": str, "bodies": tuple, "order": tuple}
 

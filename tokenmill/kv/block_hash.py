@@ -1,8 +1,8 @@
 """Names of full blocks: two blocks have the same name exactly when they hold the same content.
 
 A block's keys and values depend on its tokens, on all tokens before them, and on what else the
-request brings along (a tenant's salt). All of it goes into a cryptographic hash, so that nobody
-can make up a prompt that is answered from the cache of another's.
+request brings along (a tenant's salt, an adapter). All of it goes into a cryptographic hash, so
+that nobody can make up a prompt that is answered from the cache of another's.
 """
 
 import hashlib
@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from tokenmill.backends.base import BLOCK_SIZE
 
 
-def root_name(salt: str) -> bytes:
-    """The parent of the first block; requests with different salts share no block."""
-    return hashlib.sha256(b"tokenmill\0" + salt.encode("utf-8", "surrogatepass")).digest()
+def root_name(salt: str, adapter: bytes = b"") -> bytes:
+    """The parent of the first block; requests with different salts or adapters share no block.
+
+    `adapter` is the digest of an adapter's content: what it is called, and where it lies, is no
+    matter.
+    """
+    root = hashlib.sha256(b"tokenmill\0" + salt.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(root + adapter).digest() if adapter else root
 
 
 def extend_names(names: list[bytes], root: bytes, tokens: Sequence[int]) -> None:

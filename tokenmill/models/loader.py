@@ -16,11 +16,13 @@ from tokenmill.backends.llvm.model import LlvmModel, kv_block_bytes
 from tokenmill.backends.llvm.objects import ObjectCache, cache_key
 from tokenmill.backends.llvm.program import CompiledProgram, Numerics, compile_program
 from tokenmill.backends.llvm.target import pick_row
-from tokenmill.backends.llvm.weights import PackedWeights
+from tokenmill.backends.llvm.weights import PackedWeights, adapter_bytes
 from tokenmill.backends.llvm.workers import num_usable_threads
 from tokenmill.config import EngineConfig
-from tokenmill.errors import UsageError
+from tokenmill.errors import CapacityError, UsageError
 from tokenmill.fingerprint import code_fingerprint
+from tokenmill.ir.graph import Graph
+from tokenmill.models.adapters import TARGETS, AdapterReader
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
@@ -34,6 +36,7 @@ from tokenmill.models.sentence_transformers import Pooling, read_pooling
 from tokenmill.models.sources import fetch
 from tokenmill.models.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
+from tokenmill.passes.add_adapters import AdapterRoom, adaptable, add_adapters
 from tokenmill.passes.return_hidden import return_hidden
 
 _NOTHING = memoryview(b"")
@@ -49,6 +52,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     compiled: CompiledModel
+    adapter_reader: AdapterReader | None = None  # None: it takes no adapters
     generation_defaults: Mapping[str, object] = field(default_factory=dict)
     pooling: Pooling = field(default_factory=lambda: Pooling(kind="last"))
 
@@ -70,13 +74,16 @@ def load_model(
         longest = target.blocks_per_sequence * BLOCK_SIZE
     config = checkpoint.config.stretched_to(longest)
     pooling = read_pooling(checkpoint.path, config, checkpoint.tokenizer_metadata)
-    compiled = _compile(checkpoint, config, tokenizer, options, progress, target)
+    graph = build_graph(config)
+    reader = _adapter_reader(config, graph, options)
+    compiled = _compile(checkpoint, config, graph, tokenizer, options, progress, target)
     template = ChatTemplate.of(tokenizer) if tokenizer.chat_templates else None
     return LoadedModel(
         config=_shortened(config, pooling),
         tokenizer=tokenizer,
         chat_template=template,
         compiled=compiled,
+        adapter_reader=reader,
         generation_defaults=_generation_defaults(checkpoint.path),
         pooling=pooling,
     )
@@ -95,6 +102,15 @@ def _generation_defaults(path: Path) -> Mapping[str, object]:
     return read_json(config) if config.is_file() else {}
 
 
+def _adapter_reader(
+    config: ModelConfig, graph: Graph, options: EngineConfig
+) -> AdapterReader | None:
+    if not options.enable_lora:
+        return None
+    sizes = adaptable(graph, TARGETS)
+    return AdapterReader(config=config, sizes=sizes, max_rank=options.max_lora_rank)
+
+
 def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
     if checkpoint.tokenizer_metadata is None:
         from tokenmill.models.tokenizer import load_tokenizer
@@ -109,14 +125,21 @@ def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
 def _compile(
     checkpoint: Checkpoint,
     config: ModelConfig,
+    graph: Graph,
     tokenizer: Tokenizer,
     options: EngineConfig,
     progress: Progress,
     target_limits: StepLimits | None,
 ) -> CompiledModel:
     started_ns, kept_bytes = time.time_ns(), cache_limit_bytes()
-    graph = build_graph(config)
     shapes = {n: tuple(int(d) for d in t.shape) for n, t in graph.weights().items()}
+    if options.enable_lora:
+        room = AdapterRoom(
+            slots=options.max_loras,
+            rank=options.max_lora_rank,
+            dtype="lora" if options.activations == "f32" else "lora16",
+        )
+        graph = add_adapters(graph, room, TARGETS)
     formats = target_formats(checkpoint, shapes, options.quantization)
     cache = options.kv_cache
     if cache == "auto":
@@ -130,6 +153,7 @@ def _compile(
     numerics = Numerics(activations=options.activations, cache=cache)
     objects = ObjectCache(objects_dir())
     program = compile_program(graph, formats, numerics, target, objects)
+    _check_adapter_room(program.program, options)
 
     def make_pooling() -> CompiledProgram:
         return compile_program(return_hidden(graph), formats, numerics, target, objects)
@@ -147,6 +171,16 @@ def _compile(
         threads=threads,
         make_pooling=None if limits.is_encoder else make_pooling,
     )
+
+
+def _check_adapter_room(program: Program, options: EngineConfig) -> None:
+    size_bytes, left = adapter_bytes(program), memory_available_bytes()
+    if size_bytes > left:
+        raise CapacityError(
+            f"{options.max_loras} adapters of rank {options.max_lora_rank} take "
+            f"{format_bytes(size_bytes)}, and {format_bytes(left)} of memory are left: lower "
+            "max_loras or max_lora_rank"
+        )
 
 
 def _num_threads(options: EngineConfig, progress: Progress) -> int:
@@ -247,7 +281,8 @@ def _limits(
             "tokens: give at most that, or leave it out"
         )
     per_sequence = -(-length // BLOCK_SIZE)
-    room = options.kv_cache_memory_bytes or int(memory_available_bytes() * _KV_SHARE)
+    free_bytes = max(0, memory_available_bytes() - adapter_bytes(program))
+    room = options.kv_cache_memory_bytes or int(free_bytes * _KV_SHARE)
     # A model that guesses goes back now and then, further than a window may reach.
     window = config.window if target is None and config.window < length else 0
 
@@ -282,6 +317,7 @@ def _limits(
         window=window,
         window_blocks=shares.window_blocks,
         is_encoder=config.encoder is not None,
+        adapter_slots=options.max_loras if options.enable_lora else 0,
     )
 
 

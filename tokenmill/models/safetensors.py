@@ -24,9 +24,11 @@ def read_safetensors(folder: Path) -> dict[str, MappedTensor]:
     """
     index = folder / INDEX
     if not index.is_file():
-        return _read_file(_single_file(folder))
+        return read_safetensors_file(_single_file(folder))
     weight_map = _read_weight_map(index)
-    shards = {name: _read_file(folder / name) for name in sorted(set(weight_map.values()))}
+    shards = {
+        name: read_safetensors_file(folder / name) for name in sorted(set(weight_map.values()))
+    }
     tensors: dict[str, MappedTensor] = {}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
@@ -84,7 +86,7 @@ def read_json(path: Path) -> dict[str, object]:
     return content
 
 
-def _read_file(path: Path) -> dict[str, MappedTensor]:
+def read_safetensors_file(path: Path) -> dict[str, MappedTensor]:
     data = map_file(path)
     _validate(path)
     header_bytes = int.from_bytes(data[:8], "little")

@@ -40,18 +40,21 @@ def _plain_members(links: Links, bend: Node) -> list[Node]:
 def _members(links: Links, product: Node) -> list[Node]:
     bend = links.maker(product.operands[0], "silu") or links.maker(product.operands[0], "gelu")
     up = _linear(links, product.operands[1])
-    gate = _linear(links, bend.operands[0]) if bend else None
-    if bend is None or up is None or gate is None or not _walk_alike(gate, up):
+    gate = _linear(links, bend.operands[0]) if bend else []
+    if bend is None or not up or not gate or not _walk_alike(gate[0], up[0]):
         return []
-    if any(links.only_user(node) is None for node in (gate, bend, up)):
+    if any(links.only_user(node) is None for node in (*gate, bend, *up)):
         return []
     roundings = links.roundings(product)
-    return [gate, bend, up, product, *(roundings if len(roundings) == 1 else [])]
+    return [*gate, bend, *up, product, *(roundings if len(roundings) == 1 else [])]
 
 
-def _linear(links: Links, name: str) -> Node | None:
-    """The linear, or the linears of experts, that make a value."""
-    return links.maker(name, "linear") or links.maker(name, "expert_linear")
+def _linear(links: Links, name: str) -> list[Node]:
+    """The linear, or the linears of experts, that make a value, and what adapters add to it."""
+    added = links.maker(name, "expand")
+    name = added.operands[0] if added else name
+    linear = links.maker(name, "linear") or links.maker(name, "expert_linear")
+    return [node for node in (linear, added) if node] if linear else []
 
 
 def _walk_alike(gate: Node, up: Node) -> bool:

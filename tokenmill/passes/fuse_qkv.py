@@ -7,7 +7,7 @@ from tokenmill.passes.grouping import Links, group
 
 
 def fuse_qkv(graph: Graph) -> Graph:
-    """linear x 3, rope x 2, rounding of q and kv_write become one node."""
+    """linear x 3 (and what adapters add), rope x 2, rounding of q and kv_write become one node."""
     return replace(graph, functions=tuple(_fuse(f) for f in graph.functions))
 
 
@@ -25,9 +25,9 @@ def _members(links: Links, write: Node) -> list[Node]:
     if reader is None or reader.op != "attention":
         return []
     chains = (
-        _projection(links, reader.operands[0], ("round", "rope", "linear")),
-        _projection(links, write.operands[0], ("rope", "linear")),
-        _projection(links, write.operands[1], ("linear",)),
+        _projection(links, reader.operands[0], ("round", "rope", "expand", "linear")),
+        _projection(links, write.operands[0], ("rope", "expand", "linear")),
+        _projection(links, write.operands[1], ("expand", "linear")),
     )
     linears = [chain[0] for chain in chains if chain]
     members = [*(node for chain in chains for node in chain), write]

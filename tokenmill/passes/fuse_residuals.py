@@ -1,17 +1,17 @@
-"""Scale a linear's result and add the residual before it is stored."""
+"""Scale a linear's result, and add what adapters make and the residual, before it is stored."""
 
 from dataclasses import replace
 
 from tokenmill.ir.graph import Function, Graph, Node
 from tokenmill.passes.grouping import Links, group
 
-_BENDS = ("scale", "softcap")
+_BENDS = ("expand", "scale", "softcap")
 
 
 def fuse_residuals(graph: Graph) -> Graph:
     """add(x, linear(h)) becomes one node, whichever side the linear is on.
 
-    Between the two, or alone behind the linear, may stand scale and softcap.
+    Between the two, or alone behind the linear, may stand expand, scale and softcap.
     """
     return replace(graph, functions=tuple(_fuse(f) for f in graph.functions))
 

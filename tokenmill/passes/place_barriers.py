@@ -22,7 +22,7 @@ def place_barriers(graph: Graph) -> Graph:
 def split_of(node: Node) -> str:
     """How threads share the work of a node: `rows:T`, `rows:R`, or the node's own way."""
     ops = {leaf.op for leaf in node.leaves}
-    if ops & {"linear", "expert_linear", "group", "attention", "repeat"}:
+    if ops & {"linear", "expert_linear", "shrink", "group", "attention", "repeat"}:
         return f"own:{node.results[0].name}"
     if ops & {"kv_write", "route"}:
         return "rows:T"

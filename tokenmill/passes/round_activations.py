@@ -25,10 +25,15 @@ def round_activations(graph: Graph, activations: str, cache: str) -> Graph:
 def _round(function: Function, activations: str, cache: str) -> Function:
     types = function.values
     rounder = _Rounder(types, Names(set(types)))
+    changed = _changed_linears(function)
     for node in function.nodes:
         operands = node.operands
         if node.op in ("linear", "expert_linear"):
             to = ROUNDED_FOR[types[operands[1]].dtype][activations]
+            operands = (rounder.rounded(operands[0], to), *operands[1:])
+        elif node.op == "shrink":
+            linear = changed.get(node.result.name)
+            to = ROUNDED_FOR[types[linear.operands[1]].dtype][activations] if linear else "f32"
             operands = (rounder.rounded(operands[0], to), *operands[1:])
         elif node.op == "kv_write":
             node = node.with_attrs(to=cache)
@@ -36,6 +41,13 @@ def _round(function: Function, activations: str, cache: str) -> Function:
             operands = (rounder.rounded(operands[0], cache), *operands[1:])
         rounder.nodes.append(replace(node, operands=operands))
     return function.with_nodes(rounder.nodes)
+
+
+def _changed_linears(function: Function) -> dict[str, Node]:
+    """The linear that each `shrink` belongs to, which sees the same input as it does."""
+    makers = {v.name: n for n in function.nodes for v in n.results if n.op == "linear"}
+    pairs = (n.operands[:2] for n in function.nodes if n.op == "expand")
+    return {low: makers[whole] for whole, low in pairs if whole in makers}
 
 
 class _Rounder:

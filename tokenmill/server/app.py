@@ -15,6 +15,7 @@ import tokenmill
 from tokenmill.errors import TokenmillError
 from tokenmill.server import docs_page, page
 from tokenmill.server.access import Gate
+from tokenmill.server.adapters import adapter_routes
 from tokenmill.server.chat import complete_chat
 from tokenmill.server.completions import complete
 from tokenmill.server.errors import ApiError, api_error_of
@@ -54,6 +55,8 @@ def make_app(service: Service) -> ASGIApp:
     app.include_router(_generation_routes(service))
     app.include_router(pooling_routes(service))
     app.include_router(_model_routes(service))
+    if service.llm.adapters.is_enabled:
+        app.include_router(adapter_routes(service))
     app.include_router(_engine_routes(service))
     app.include_router(_probe_routes(service))
     page.add_page(app)
@@ -103,20 +106,23 @@ def _model_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["model"])
 
     def card(name: str) -> dict[str, Any]:
+        adapter = service.adapter(name)
+        main_name = service.config.model_names[0]
         return {
             "id": name,
             "object": "model",
             "created": service.started,
             "owned_by": "tokenmill",
-            "root": service.config.model_names[0],
-            "parent": None,
+            "root": adapter.path if adapter else main_name,
+            "parent": main_name if adapter else None,
             "max_model_len": service.llm.max_model_len,
         }
 
     @router.get("/v1/models", responses=answers(ModelList))
     async def models() -> JSONResponse:
-        """The names of the model."""
-        data = [card(name) for name in service.config.model_names]
+        """The names of the model, and the adapters that it can be asked with."""
+        adapters = (adapter.name for adapter in service.llm.adapters.loaded())
+        data = [card(name) for name in (*service.config.model_names, *adapters)]
         return JSONResponse({"object": "list", "data": data})
 
     @router.get("/v1/models/{model:path}", responses=answers(ModelCard))

@@ -1,5 +1,6 @@
 """The configuration of a server, checked once and then frozen."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class ServerConfig:
     port: int = 8000  # 0: any free one
     model_names: tuple[str, ...]  # names that `model` may have in a request; the first is the main
     api_keys: tuple[str, ...] = ()  # none: everybody may come
+    lora_modules: tuple[tuple[str, str], ...] = ()  # adapters to begin with: name and path
     allowed_origins: tuple[str, ...] = ()  # for CORS; none: off
     max_body_bytes: int = 16 * 2**20
     max_connections: int = 2048
@@ -47,6 +49,36 @@ class ServerConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be above 0")
         for key in self.api_keys:
             _check_key(key, "an API key")
+        names = [*self.model_names, *(name for name, _ in self.lora_modules)]
+        twice = [name for name in names if names.count(name) > 1]
+        if self.lora_modules and twice:
+            raise UsageError(f"{twice[0]!r} is the name of two models or adapters: rename one")
+
+
+def read_lora_modules(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Names and paths out of NAME=PATH, or of vLLM's JSON form; UsageError for anything else."""
+    return tuple(map(_lora_module, given))
+
+
+def _lora_module(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if text.startswith("{"):
+        name, path = _json_module(text)
+    if not name or not path:
+        raise UsageError(f"--lora-modules is given {text!r}: write NAME=PATH")
+    return name, path
+
+
+def _json_module(text: str) -> tuple[str, str]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--lora-modules is given {text!r}, which is no JSON: {error}") from None
+    name, path = fields.get("name"), fields.get("path")
+    unknown = fields.keys() - {"name", "path", "base_model_name"}
+    if unknown or not isinstance(name, str) or not isinstance(path, str):
+        raise UsageError(f'--lora-modules is given {text!r}: write {{"name": ..., "path": ...}}')
+    return name, path
 
 
 def gather_keys(

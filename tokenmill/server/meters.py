@@ -211,6 +211,8 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
         yield self._config(stats)
+        if stats.max_loras:
+            yield self._adapters(stats)
         for name, (text, field) in _GAUGES.items():
             gauge = GaugeMetricFamily(f"tokenmill:{name}", text, labels=_LABELS)
             gauge.add_metric(self._label, getattr(stats, field))
@@ -225,6 +227,18 @@ class EngineCollector(Collector):
             self._label,
             (steps.bounds, steps.counts, steps.total),
         )
+
+    def _adapters(self, stats: EngineStats) -> Metric:
+        """Which adapters are in use, as labels; the value is the time, as in vLLM."""
+        labels = {
+            "max_lora": str(stats.max_loras),
+            "running_lora_adapters": ",".join(stats.running_loras),
+            "waiting_lora_adapters": ",".join(stats.waiting_loras),
+        }
+        text = "The LoRA adapters of running and of waiting sequences."
+        info = GaugeMetricFamily("tokenmill:lora_requests_info", text, labels=(*_LABELS, *labels))
+        info.add_metric([*self._label, *labels.values()], time.time())
+        return info
 
     def _config(self, stats: EngineStats) -> Metric:
         """What does not change, as labels of a gauge that is 1."""

@@ -218,6 +218,21 @@ class TokenizeBody(RequestBody):
     return_token_strs: bool = False
 
 
+class LoadAdapterBody(RequestBody):
+    """`POST /v1/load_lora_adapter`: a folder that PEFT has saved, on the server's disk."""
+
+    lora_name: Annotated[str, Field(min_length=1, max_length=256)]
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    load_inplace: bool = False  # in place of one of that name
+
+
+class UnloadAdapterBody(RequestBody):
+    """`POST /v1/unload_lora_adapter`. The number is taken and not used: names are enough."""
+
+    lora_name: Annotated[str, Field(min_length=1, max_length=256)]
+    lora_int_id: int | None = None
+
+
 class DetokenizeBody(RequestBody):
     """`POST /detokenize`."""
 

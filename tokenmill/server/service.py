@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenmill.engine.llm import LLM
 from tokenmill.engine.outputs import RequestOutput
@@ -17,6 +17,9 @@ from tokenmill.server.life import Life
 from tokenmill.server.meters import Meters
 from tokenmill.server.prompting import Encoder
 from tokenmill.server.requests import GenerationBody
+
+if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
 
 _SAMPLING_FIELDS = (
     *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids"),
@@ -48,11 +51,20 @@ class Service:
         """The name by which a request knows the model; ApiError where it means another."""
         if asked is None:
             return self.config.model_names[0]
-        if asked not in self.config.model_names:
-            known = ", ".join(self.config.model_names)
+        self.adapter(asked)
+        return asked
+
+    def adapter(self, asked: str | None) -> "Adapter | None":
+        """The adapter that a request asks for as its model; ApiError for a name of nothing."""
+        if asked is None or asked in self.config.model_names:
+            return None
+        adapter = self.llm.adapters.find(asked)
+        if adapter is None:
+            loaded = (adapter.name for adapter in self.llm.adapters.loaded())
+            known = ", ".join((*self.config.model_names, *loaded))
             text = f"model is {asked!r}, but this server has only {known}"
             raise ApiError(404, text, param="model", code="model_not_found")
-        return asked
+        return adapter
 
     def params(
         self, body: GenerationBody, *, max_tokens: int | None, logprobs: int | None
@@ -88,11 +100,19 @@ class Service:
     ) -> list[Request]:
         """Requests for the engine, one a prompt; UsageError where one cannot be served."""
         check_together(body)
+        adapter = self.adapter(body.model)
         size = sum(map(len, prompts)) * params.n + _REQUEST_SIZE * len(prompts) * params.n
-        return await self.encoder.apart(lambda: self._made(body, prompts, params, name), size)
+        return await self.encoder.apart(
+            lambda: self._made(body, prompts, params, name, adapter), size
+        )
 
     def _made(
-        self, body: GenerationBody, prompts: Sequence[list[int]], params: SamplingParams, name: str
+        self,
+        body: GenerationBody,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        name: str,
+        adapter: "Adapter | None",
     ) -> list[Request]:
         return [
             self.llm.make_request(
@@ -104,6 +124,7 @@ class Service:
                 is_streaming=bool(body.stream),
                 priority=body.priority,
                 cache_salt=body.cache_salt or "",
+                adapter=adapter,
             )
             for index, ids in enumerate(prompts)
         ]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tokenmill.ir import numerics
 from tokenmill.ir.formats import FORMATS, Weight, quantize
+from tokenmill.ir.low_rank import FactorSlots
 from tokenmill.ir.numerics import Cache, Place
 
 F32Array = npt.NDArray[np.float32]
@@ -200,3 +201,28 @@ def test_of_two_experts_alike_the_lower_number_is_chosen() -> None:
     routes = numerics.route(np.zeros((1, 4), np.float32), top_k=2, renormalize=True)
     assert routes.experts_TC.tolist() == [[0, 1]]
     assert routes.weights_TC.tolist() == [[0.5, 0.5]]
+
+
+@given(seeds, st.integers(1, 80), st.integers(1, 9))
+def test_adapters_add_a_low_rank_product_to_their_rows(seed: int, k: int, rank: int) -> None:
+    x, y, adapters = (
+        random(seed, 5, k),
+        random(seed + 1, 5, 7),
+        np.array([1, -1, 0, 2, 1], np.int32),
+    )
+    y[1, 0] = -0.0
+    factors = {
+        slot: (random(seed + 2, r, k), random(seed + 3, 7, r)) for slot, r in ((0, 1), (1, rank))
+    }
+    a, b = (
+        FactorSlots(rank=rank, matrices=[*(factors[slot][i] for slot in (0, 1)), None])
+        for i in (0, 1)
+    )
+    found = numerics.expand(y, numerics.shrink(x, a, adapters), b, adapters)
+    for row, slot in enumerate(adapters.tolist()):
+        if slot in factors:
+            down, up = (factor.astype(np.float64) for factor in factors[slot])
+            exact = y[row] + up @ (down @ x[row].astype(np.float64))
+            assert np.abs(found[row] - exact).max() < 1e-4 * (1 + np.abs(exact).max())
+        else:
+            assert found[row].tobytes() == y[row].tobytes()

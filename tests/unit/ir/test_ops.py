@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 from tokenmill.ir.graph import Attr, Node, Type, Value
-from tokenmill.ir.ops import OPS, TypeMismatchError, elements, flops, infer, moved_bytes, size_bytes
+from tokenmill.ir.ops import OPS, TypeMismatchError, elements, infer
+from tokenmill.ir.work import flops, moved_bytes, size_bytes
 
 SIZES = {"T": 6, "R": 2, "S": 2, "C": 21, "P": 9}
 
@@ -56,6 +57,8 @@ def finish(op: str, *operands: str, **attrs: Attr) -> tuple[Node, list[Type]]:
         ("dispatch", ("f32[T,64]", "groups[T,2,8]"), {}, "f32[T,2,64]"),
         ("expert_linear", ("bf16[T,2,64]", "@q4[256,64]", "groups[T,2,8]"), {}, "f32[T,2,32]"),
         ("combine", ("f32[T,2,64]", "routes[T,2,8]", "groups[T,2,8]"), {}, "f32[T,64]"),
+        ("shrink", ("int8[T,64]", "@lora[3,8,64]", "adapters[T]"), {}, "f32[T,8]"),
+        ("expand", ("f32[T,96]", "f32[T,8]", "@lora16[3,96,8]", "adapters[T]"), {}, "f32[T,96]"),
         ("softcap", ("f32[T,96]",), {"cap": 30.0}, "f32[T,96]"),
         ("head_norm", ("f32[T,64]", "@f32[32]"), {"head_dim": 32, "eps": 1e-5}, "f32[T,64]"),
         (
@@ -138,6 +141,21 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
             {},
             "routes[T,2,4] are not those of groups[T,2,8]",
         ),
+        ("shrink", ("f32[T,64]", "@w[8,64]", "adapters[T]"), {}, "the weight must be lora[S,N,K]"),
+        ("shrink", ("f32[T,64]", "@lora[3,8,32]", "adapters[T]"), {}, "takes 32 inputs, x is"),
+        ("shrink", ("f32[T,64]", "@lora[3,8,64]", "adapters[R]"), {}, "are not those of f32[T,64]"),
+        (
+            "expand",
+            ("f32[T,96]", "f32[T,8]", "@lora[3,90,8]", "adapters[T]"),
+            {},
+            "y must be f32[T,90], is f32[T,96]",
+        ),
+        (
+            "expand",
+            ("f32[T,96]", "f32[T,4]", "@lora[3,96,8]", "adapters[T]"),
+            {},
+            "f32[T,4] does not fit lora[3,96,8] and f32[T,96]",
+        ),
         ("head_norm", ("f32[T,64]", "@f32[64]"), HEAD_NORM, "the weight must be f32[32]"),
         ("head_norm", ("f32[T,40]", "@f32[32]"), HEAD_NORM, "no multiple of head_dim 32"),
         ("rope", ("f32[T,64]", "i32[T]"), ROPE, "the place must be place[T], is i32[T]"),
@@ -214,6 +232,11 @@ def test_sizes_of_values() -> None:
         ("linear", ("bf16[T,64]", "@bf16[96,64]"), {}, 2 * 6 * 64 * 96,
          6 * 64 * 2 + 96 * 64 * 2 + 6 * 96 * 4),
         ("add", ("f32[T,64]", "f32[T,64]"), {}, 6 * 64, 3 * 6 * 64 * 4),
+        # one adapter's factor is read, not all three
+        ("shrink", ("bf16[T,64]", "@lora[3,8,64]", "adapters[T]"), {}, 2 * 6 * 64 * 8,
+         6 * 64 * 2 + 8 * 64 * 4 + 6 * 8 * 4),
+        ("expand", ("f32[T,96]", "f32[T,8]", "@lora16[3,96,8]", "adapters[T]"), {},
+         2 * 6 * 8 * 96 + 6 * 96, 2 * 6 * 96 * 4 + 6 * 8 * 4 + 96 * 8 * 2),
         # two of the six rows
         ("select_rows", ("f32[T,64]", "i32[R]"), {}, 0, 2 * 4 + 2 * 2 * 64 * 4),
         # keys and values are read as f32 and stored as bf16

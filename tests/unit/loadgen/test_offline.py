@@ -20,6 +20,7 @@ def llm(monkeypatch):
         tokenizer=tokenizer,
         chat_template=None,
         generation_defaults={},
+        adapter_reader=None,
     )
     with closing(LLM("fake", loaded=loaded)) as llm:
         monkeypatch.setattr("tokenmill.cli.bench.open_llm", lambda config: llm)

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,13 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fake_model import STATE_SIZE, FakeModel, make_limits
+from fake_model import STATE_SIZE, FakeModel, make_adapter, make_limits
 from tiny_tokenizers import gguf_metadata
 
 from tokenmill import LLM
 from tokenmill.backends.base import StepOutput
+from tokenmill.errors import ModelNotFoundError
+from tokenmill.models.adapters import Adapter
 from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.sentence_transformers import Pooling
 from tokenmill.models.tokenizer import load_tokenizer
@@ -100,12 +103,22 @@ def wait_for(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
         time.sleep(0.005)
 
 
+class FakeReader:
+    """Reads an adapter from any file, which stands for its content."""
+
+    def read(self, name: str, path: Path) -> Adapter:
+        if not os.path.isfile(path):
+            raise ModelNotFoundError(f"{path}: no such folder")
+        return replace(make_adapter(name, path.read_text()), path=str(path))
+
+
 def make_llm(model: PacedModel, **options: Any) -> LLM:
     loaded = SimpleNamespace(
         compiled=model,
         tokenizer=TOKENIZER,
         chat_template=ChatTemplate(TEMPLATE),
         generation_defaults={},
+        adapter_reader=FakeReader() if model.limits.adapter_slots else None,
         pooling=Pooling(kind="last"),
         config=SimpleNamespace(
             context_length=10_000, longest_context=10_000, encoder=None, hidden_size=STATE_SIZE
@@ -120,10 +133,16 @@ def running_server(
     step_s: float = 0.0,
     fail_at_step: int | None = None,
     max_waiting: int | None = None,
+    adapter_slots: int = 0,
     headers: dict[str, str] | None = None,
     **config: Any,
 ) -> Iterator[Running]:
-    limits = make_limits(blocks=64, blocks_per_sequence=32, vocab_size=TOKENIZER.vocab_size)
+    limits = make_limits(
+        blocks=64,
+        blocks_per_sequence=32,
+        vocab_size=TOKENIZER.vocab_size,
+        adapter_slots=adapter_slots,
+    )
     model = PacedModel(limits, step_s=step_s, fail_at_step=fail_at_step)
     llm = make_llm(model, max_waiting=max_waiting)
     settings = ServerConfig(**{"model_names": (MODEL, "alias"), **config})

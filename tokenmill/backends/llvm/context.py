@@ -69,6 +69,7 @@ FIELDS = (
     "logit_sums",  # f32[R], sum of exp(logit - largest)
     "top_ids",  # i32[R, logprob_top]
     "top_logits",  # f32[R, logprob_top]
+    "adapters",  # i32[T], the slot of each token's adapter; -1: it has none
 )
 _OFFSETS = {name: 8 * index for index, name in enumerate(FIELDS)}
 

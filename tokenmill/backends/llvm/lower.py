@@ -11,6 +11,7 @@ from functools import partial
 from math import prod
 
 from tokenmill.backends.llvm.emit import Function, Module, Value
+from tokenmill.backends.llvm.lower_adapters import lower_shrink
 from tokenmill.backends.llvm.lower_attention import lower_attention
 from tokenmill.backends.llvm.lower_experts import (
     ExpertLowering,
@@ -50,7 +51,7 @@ from tokenmill.ir.graph import Graph, Node, Type, layer_bodies, layer_weight, wa
 from tokenmill.passes.plan_memory import plan_memory
 from tokenmill.passes.round_activations import ROUNDED_FOR
 
-_HANDLES = ("place", "sampling", "kv", "i32")
+_HANDLES = ("place", "sampling", "adapters", "kv", "i32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +350,7 @@ _PHASES = {
     "route": lower_route,
     "group": lower_group,
     "combine": lower_combine,
+    "shrink": lower_shrink,
     "sample": lower_sample,
 }
 

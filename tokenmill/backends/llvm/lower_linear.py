@@ -77,8 +77,9 @@ def _segment(
     orders: dict[str, RowOrder],
 ) -> Segment:
     rest = [n for n in leaves if n.op not in LINEARS and reached & set(n.operands)]
-    epilogue = Epilogue(nodes=rest, visible=frozenset(visible & reached))
-    return Segment(linears=tuple(members), order=orders[members[0].result.name], epilogue=epilogue)
+    order = orders[members[0].result.name]
+    epilogue = Epilogue(nodes=rest, visible=frozenset(visible & reached), order=order)
+    return Segment(linears=tuple(members), order=order, epilogue=epilogue)
 
 
 def stored_orders(node: Node, queries: dict[str, int]) -> dict[str, RowOrder]:

@@ -1,7 +1,7 @@
 """A compiled model on this machine's processor: posts steps to native workers."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -20,6 +20,7 @@ from tokenmill.backends.base import (
 )
 from tokenmill.backends.llvm.angles import AngleTable
 from tokenmill.backends.llvm.context import Context
+from tokenmill.backends.llvm.factors import FactorMemory
 from tokenmill.backends.llvm.kv_cache import head_bytes, is_windowed
 from tokenmill.backends.llvm.lower import Program
 from tokenmill.backends.llvm.memory import Arena
@@ -27,9 +28,10 @@ from tokenmill.backends.llvm.packing import round_up
 from tokenmill.backends.llvm.program import CompiledProgram
 from tokenmill.backends.llvm.scope import Buffer
 from tokenmill.backends.llvm.variant import Variant
-from tokenmill.backends.llvm.weights import PackedWeights
+from tokenmill.backends.llvm.weights import PackedWeights, factors_of
 from tokenmill.backends.llvm.workers import Workers
 from tokenmill.ir.graph import Type
+from tokenmill.ir.low_rank import NO_ADAPTER, LowRank
 from tokenmill.ir.numerics import Angles
 from tokenmill.ir.order import LANES
 
@@ -121,6 +123,7 @@ class LlvmModel:
         stride = round_up(limits.vocab_size, LANES)
         self._scratch = np.zeros((threads, stride), np.float32)
         self._angles = self._angle_tables(program)
+        self._factors = FactorMemory.of(factors_of(program))
         self._plain = self._variant(compiled)
         self._pooling: Variant | None = self._plain if make_pooling is None else None
         self._make_pooling = make_pooling
@@ -130,7 +133,7 @@ class LlvmModel:
         self._fill_context()
 
     def _variant(self, compiled: CompiledProgram) -> Variant:
-        return Variant(compiled, self._packed, self._weights, self._angles)
+        return Variant(compiled, self._packed, self._weights, self._angles, self._factors)
 
     @property
     def _for_pooling(self) -> Variant:
@@ -192,8 +195,14 @@ class LlvmModel:
         self._posted = step
         self._workers.post(variant.step_address, self._context.address)
 
+    def set_adapter(self, slot: int, changes: Mapping[str, LowRank]) -> None:
+        assert self._posted is None, "a step is in flight"
+        assert 0 <= slot < self._limits.adapter_slots, slot
+        self._factors.put(slot, changes)
+
     def _check(self, step: StepInput) -> None:
         limits = self._limits
+        assert step.adapters is None or (step.adapters < limits.adapter_slots).all()
         assert 0 < len(step.tokens) <= limits.tokens, len(step.tokens)
         assert len(step.rows) <= limits.rows, len(step.rows)
         assert step.block_tables.shape[1] <= limits.blocks_per_sequence
@@ -213,6 +222,10 @@ class LlvmModel:
             "window_token_blocks": _packed(windows[step.sequences, index], np.int32),
             "rows": _packed(step.rows, np.int32),
         }
+        if self._limits.adapter_slots:
+            none = np.full(len(step.tokens), NO_ADAPTER, np.int32)
+            adapters = none if step.adapters is None else step.adapters
+            self._step["adapters"] = _packed(adapters, np.int32)
         context = self._context
         context["T"], context["R"] = len(step.tokens), len(step.rows)
         context["S"] = len(step.block_tables)
@@ -306,7 +319,8 @@ class LlvmModel:
         self._workers.close()
         variants = {id(v): v for v in (self._plain, self._pooling) if v is not None}
         arenas = (variant.arena for variant in variants.values())
-        for arena in (*arenas, self._keys, self._values, self._weights):
+        shared = (self._keys, self._values, self._weights, self._factors.arena)
+        for arena in (*arenas, *shared):
             arena.close()
 
 

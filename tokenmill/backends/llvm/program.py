@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenmill.backends.llvm.compile import LoadedObject, compile_object, load_object
 from tokenmill.backends.llvm.emit import Module
+from tokenmill.backends.llvm.factors import Factor
 from tokenmill.backends.llvm.lower import Options, Program, WeightEntry, lower
 from tokenmill.backends.llvm.objects import ObjectCache, cache_key
 from tokenmill.backends.llvm.packing import PACKINGS, RowOrder
@@ -147,16 +148,18 @@ def _entry_fields(entry: WeightEntry) -> list[object]:
     packing = [slot.packing.format, slot.packing.dot] if slot.packing else None
     order = asdict(slot.order) if slot.order else None
     angles = asdict(slot.angles) if slot.angles else None
-    return [entry.place, entry.name, slot.name, packing, order, angles]
+    factor = [asdict(slot.factor)] if slot.factor else []
+    return [entry.place, entry.name, slot.name, packing, order, angles, *factor]
 
 
 def _read_entry(fields: list[object]) -> WeightEntry:
-    place, name, slot_name, packing, order, angles = fields
+    place, name, slot_name, packing, order, angles, *factors = fields
     slot = Slot(
         name=str(slot_name),
         packing=PACKINGS[packing[0], packing[1]] if isinstance(packing, list) else None,
         order=RowOrder(**order) if isinstance(order, dict) else None,
         angles=_read_angles(angles) if isinstance(angles, dict) else None,
+        factor=next((_read_factor(f) for f in factors if isinstance(f, dict)), None),
     )
     assert isinstance(place, int)
     return WeightEntry(place=place, name=str(name), slot=slot)
@@ -164,6 +167,11 @@ def _read_entry(fields: list[object]) -> WeightEntry:
 
 def _read_angles(fields: dict[str, Any]) -> Angles:
     return Angles(frequencies=tuple(fields["frequencies"]), magnitude=fields["magnitude"])
+
+
+def _read_factor(fields: dict[str, Any]) -> Factor:
+    order = fields.pop("order")
+    return Factor(**fields, order=RowOrder(**order) if order else None)
 
 
 def _buffer_fields(buffer: Buffer) -> dict[str, object]:

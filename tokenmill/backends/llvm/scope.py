@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from tokenmill.backends.llvm.context import load_field
 from tokenmill.backends.llvm.emit import Function, Module, Value
+from tokenmill.backends.llvm.factors import Factor
 from tokenmill.backends.llvm.lanes import Lanes
 from tokenmill.backends.llvm.packing import PAIR_ROWS, Packing, RowOrder, round_up
 from tokenmill.backends.llvm.target import Row
@@ -55,14 +56,20 @@ class Buffer:
 class Slot:
     """One entry of the table of packed weights: which weight, and how it is laid out.
 
-    `packing` is None for a vector; `angles` is set for a table of rotary angles, which is no
-    weight of the model's.
+    `packing` is None for a vector; `angles` is set for a table of rotary angles and `factor` for
+    what adapters bring, which are no weights of the model's.
     """
 
     name: str
     packing: Packing | None = None
     order: RowOrder | None = None
     angles: Angles | None = None
+    factor: Factor | None = None
+
+    @property
+    def is_models(self) -> bool:
+        """Is it a weight that the model's files hold?"""
+        return self.angles is None and self.factor is None
 
 
 @dataclass

@@ -6,6 +6,7 @@ import numpy as np
 
 from tokenmill.backends.llvm.angles import AngleTable
 from tokenmill.backends.llvm.context import Context
+from tokenmill.backends.llvm.factors import FactorMemory
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.program import CompiledProgram
 from tokenmill.backends.llvm.target import MOST_TILE_ROWS
@@ -17,7 +18,7 @@ from tokenmill.ir.numerics import Angles
 class Variant:
     """A program's activations, its table of weights, and its tile kernels as they are needed.
 
-    Weights, caches and sampling slots are the model's: all its variants share them.
+    Weights, caches, adapters and sampling slots are the model's: all its variants share them.
     """
 
     def __init__(
@@ -26,13 +27,14 @@ class Variant:
         packed: PackedWeights,
         weights: Arena,
         angles: Mapping[Angles, AngleTable],
+        factors: FactorMemory,
     ) -> None:
         program = compiled.program
         self.program = program
         self.step_address = compiled.step_address
         self.arena = Arena(max(program.arena_bytes, 64))
         self._compiled = compiled
-        self._table = packed.table(program, weights.address, angles)
+        self._table = packed.table(program, weights.address, angles, factors)
         self._tiles = np.zeros((len(program.tiles), MOST_TILE_ROWS), np.int64)
         self._ready: set[int] = set()
         self._counters = np.zeros((program.num_counters, 8), np.int64)

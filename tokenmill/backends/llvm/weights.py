@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.backends.llvm.angles import AngleTable
+from tokenmill.backends.llvm.factors import Factor, FactorMemory
 from tokenmill.backends.llvm.lower import Program, WeightEntry
 from tokenmill.backends.llvm.memory import Arena
 from tokenmill.backends.llvm.packing import pack_matrix, pack_vector, round_up
@@ -50,20 +51,45 @@ class PackedWeights:
                 _pack(arena, offset, slot, weight)
 
     def table(
-        self, program: Program, arena_address: int, angles: Mapping[Angles, AngleTable]
+        self,
+        program: Program,
+        arena_address: int,
+        angles: Mapping[Angles, AngleTable],
+        factors: FactorMemory,
     ) -> npt.NDArray[np.int64]:
         """The addresses that a program reads, those of `angles` among them."""
         table = np.zeros(max((e.place for e in program.entries), default=0) + 1, np.int64)
         for entry in program.entries:
             if entry.slot.angles is not None:
                 table[entry.place] = angles[entry.slot.angles].address
+            elif entry.slot.factor is not None:
+                table[entry.place] = factors.address(*factor_key(entry))
             else:
                 table[entry.place] = arena_address + self.offsets[entry.name, entry.slot]
         return table
 
 
 def _model_entries(program: Program) -> Iterable[WeightEntry]:
-    return (e for e in program.entries if e.slot.angles is None)
+    return (e for e in program.entries if e.slot.is_models)
+
+
+def factor_key(entry: WeightEntry) -> tuple[str, Factor]:
+    """The full name of the weight that a factor belongs to, and its layout."""
+    factor = entry.slot.factor
+    assert factor is not None
+    prefix = entry.name.removesuffix(entry.slot.name.removeprefix("@"))
+    return prefix + factor.weight.removeprefix("@"), factor
+
+
+def factors_of(program: Program) -> dict[tuple[str, Factor], None]:
+    """Every factor that the program reads, once."""
+    entries = (e for e in program.entries if e.slot.factor is not None)
+    return dict.fromkeys(map(factor_key, entries))
+
+
+def adapter_bytes(program: Program) -> int:
+    """Bytes that the slots for adapters take."""
+    return sum(factor.size_bytes for _, factor in factors_of(program))
 
 
 def packed_bytes(slot: Slot, shape: tuple[int, ...]) -> int:

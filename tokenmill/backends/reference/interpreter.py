@@ -13,6 +13,7 @@ import numpy as np
 
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Function, Graph, Node, layer_bodies, layer_weight, walk
+from tokenmill.ir.low_rank import FactorSlots
 from tokenmill.ir.numerics import Cache
 from tokenmill.ir.ops import OPS
 
@@ -29,7 +30,7 @@ class Interpreter:
     """
 
     graph: Graph
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, Weight | FactorSlots]
     caches: Mapping[str, Cache]
 
     def run(self, inputs: Mapping[str, object]) -> list[Any]:

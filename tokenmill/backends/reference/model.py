@@ -23,8 +23,10 @@ from tokenmill.backends.base import (
 from tokenmill.backends.reference.interpreter import Interpreter, make_caches
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Dim, Graph, Type
+from tokenmill.ir.low_rank import FACTORS, NO_ADAPTER, FactorSlots, LowRank
 from tokenmill.ir.numerics import Place
 from tokenmill.ir.sampling import RowSampling, Sampling
+from tokenmill.passes.add_adapters import A, B
 
 
 class ReferenceModel:
@@ -38,15 +40,20 @@ class ReferenceModel:
 
     def __init__(self, graph: Graph, weights: Mapping[str, Weight], *, limits: StepLimits) -> None:
         """`weights` by full name; a vector is a Weight of shape [1, K] in f32."""
+        self._factors: dict[str, FactorSlots] = {}
         for name, kind in graph.weights().items():
-            _check_weight(name, kind, weights[name])
+            if kind.dtype in FACTORS:
+                self._factors[name] = _no_adapters(name, kind)
+            else:
+                _check_weight(name, kind, weights[name])
         caches = make_caches(
             graph,
             num_blocks=limits.blocks,
             block_size=BLOCK_SIZE,
             num_window_blocks=limits.window_blocks,
         )
-        self._interpreter = Interpreter(graph=graph, weights=weights, caches=caches)
+        known: dict[str, Weight | FactorSlots] = {**weights, **self._factors}
+        self._interpreter = Interpreter(graph=graph, weights=known, caches=caches)
         self._limits = limits
         self._slots = np.zeros(limits.slots, np.int32)
         self._output: StepOutput | None = None
@@ -91,6 +98,15 @@ class ReferenceModel:
         output, self._output = self._output, None
         return output
 
+    def set_adapter(self, slot: int, changes: Mapping[str, LowRank]) -> None:
+        assert self._output is None, "a step is in flight"
+        assert 0 <= slot < self._limits.adapter_slots, slot
+        for name, factor in self._factors.items():
+            is_down = name.endswith(A)
+            change = changes.get(name.removesuffix(A if is_down else B))
+            matrix = None if change is None else change.down_RK if is_down else change.up_NR
+            factor.put(slot, matrix)
+
     def close(self) -> None:
         """There is nothing to end."""
 
@@ -121,6 +137,7 @@ class ReferenceModel:
             Type("place", ("T",)): place,
             Type("i32", ("R",)): step.rows,
             Type("i32", ("E",)): step.pooled,
+            Type("adapters", ("T",)): _adapters(step),
             Type("sampling", ("R",)): step.sampling and self._sampling(step.sampling),
         }
         return {p.name: by_type[p.type] for p in self._interpreter.graph.main.params}
@@ -132,6 +149,20 @@ class ReferenceModel:
     def _sampling(self, sampling: SampleInput) -> Sampling:
         vocab_size = self._limits.vocab_size
         return Sampling(rows=list(sampling_rows(sampling, vocab_size)), vocab_size=vocab_size)
+
+
+def _no_adapters(name: str, kind: Type) -> FactorSlots:
+    slots, *sizes = map(int, kind.shape)
+    return FactorSlots(
+        rank=sizes[0 if name.endswith(A) else 1],
+        matrices=[None] * slots,
+        is_rounded=kind.dtype == "lora16",
+    )
+
+
+def _adapters(step: StepInput) -> I32Array:
+    none = np.full(len(step.tokens), NO_ADAPTER, np.int32)
+    return none if step.adapters is None else step.adapters
 
 
 def sampling_rows(sampling: SampleInput, vocab_size: int) -> Iterator[RowSampling]:
@@ -212,6 +243,9 @@ def check_step(step: StepInput, limits: StepLimits) -> None:
         assert (np.diff(step.pooled) > 0).all()
         assert ((step.pooled >= 0) & (step.pooled < num_tokens)).all()
     assert step.sampling is None or len(step.sampling.slots) == len(step.rows)
+    if step.adapters is not None:
+        assert len(step.adapters) == num_tokens
+        assert ((step.adapters >= NO_ADAPTER) & (step.adapters < limits.adapter_slots)).all()
 
 
 def _check_weight(name: str, kind: Type, weight: Weight) -> None:
