@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 from openai import OpenAI
@@ -133,6 +134,25 @@ def test_beginnings_are_shared_by_equal_adapters_only(
 
         assert [cached(n) for n in (None, "first", "second")] == [0, 0, 0]
         assert all(cached(n) >= 16 for n in (None, "first", "second", "twin"))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_embeddings_are_those_of_the_adapter(
+    small_qwen: Path, caches: Path, adapters: dict[str, Path], pooling: str
+) -> None:
+    """Beside each other, and after the same text without it has filled the prefix cache."""
+    names = (None, "first", "second")
+    options = {"max_model_len": 256, "enable_lora": True, "max_loras": 2, "pooling": pooling}
+    with LLM(str(small_qwen), **options) as llm:
+        outputs = llm.embed([TEXT] * 3, lora_request=[request(adapters, n) for n in names])
+        vectors = [output.outputs.embedding for output in outputs]
+        assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
+        assert not np.allclose(vectors[1], vectors[2], atol=1e-3)
+        for name, vector in zip(names, vectors, strict=True):
+            [alone] = llm.embed(TEXT, lora_request=request(adapters, name))
+            assert np.array_equal(alone.outputs.embedding, vector), name
+        [score] = llm.score(TEXT, TEXT, lora_request=request(adapters, "first"))
+        assert score.outputs.score == pytest.approx(1)
 
 
 def test_what_cannot_be_asked_is_refused(

@@ -18,6 +18,7 @@ from tokenmill.errors import UsageError
 from tokenmill.sampling.pooling import PoolingParams
 
 if TYPE_CHECKING:
+    from tokenmill.models.adapters import Adapter
     from tokenmill.models.loader import LoadedModel
 
 
@@ -99,6 +100,7 @@ class Embedder:
         add_special_tokens: bool = True,
         request_id: str | None = None,
         priority: int = 0,
+        adapter: "Adapter | None" = None,
     ) -> Request:
         """A request for `engine.submit`: for the embedding of a prompt, or of two texts together.
 
@@ -115,6 +117,7 @@ class Embedder:
             add_special_tokens=add_special_tokens,
             request_id=request_id,
             priority=priority,
+            adapter=adapter,
         )
 
     def score_requests(
@@ -125,6 +128,7 @@ class Embedder:
         longest: int | None = None,
         request_id: str | None = None,
         priority: int = 0,
+        adapter: "Adapter | None" = None,
     ) -> list[Request]:
         """What must be computed for scores: each pair, or each text once. Raises as `request`."""
         made: list[tuple[str, str | None, str]]
@@ -144,6 +148,7 @@ class Embedder:
                 longest=longest,
                 request_id=request_id,
                 priority=priority,
+                adapter=adapter,
             )
             for text, second, name in made
         ]

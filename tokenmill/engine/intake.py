@@ -96,6 +96,7 @@ class Intake:
         add_special_tokens: bool = True,
         request_id: str | None = None,
         priority: int = 0,
+        adapter: "Adapter | None" = None,
     ) -> Request:
         """A request for an embedding; see Embedder.request."""
         second_start = None
@@ -117,6 +118,7 @@ class Intake:
             max_model_len=self._max_model_len,
             second_start=second_start,
             priority=priority,
+            adapter=adapter,
         )
         silent = self._text_stream(sequence.params)
         return Request(

@@ -186,6 +186,7 @@ class LLM:
         *,
         pooling_params: PoolingParams | None = None,
         truncate_prompt_tokens: int | None = None,
+        lora_request: LoRARequests = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """The embeddings of prompts, in their order; a prompt may have the forms of `generate`.
@@ -197,12 +198,19 @@ class LLM:
         params = self.embedder.params() if pooling_params is None else pooling_params
         self.embedder.check(params)
         longest = self.embedder.longest(truncate_prompt_tokens)
+        listed = prompt_list(prompts)
+        adapters = self._adapter_list(lora_request, len(listed))
         events: SimpleQueue[list[Delivery]] = SimpleQueue()
         requests = [
             self.embedder.request(
-                prompt, params, name=f"prompt {index}", sink=events.put, longest=longest
+                prompt,
+                params,
+                name=f"prompt {index}",
+                sink=events.put,
+                longest=longest,
+                adapter=adapters[index],
             )
-            for index, prompt in enumerate(prompt_list(prompts))
+            for index, prompt in enumerate(listed)
         ]
         return [embedding_output(output) for output in self._outputs(requests, events, progress)]
 
@@ -212,6 +220,7 @@ class LLM:
         text_2: str | Sequence[str],
         *,
         truncate_prompt_tokens: int | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> list[ScoringRequestOutput]:
         """How well texts fit: one with each of many, or those of two lists of one length in turn.
 
@@ -221,7 +230,10 @@ class LLM:
         pairs = Pairs.of(text_1, text_2)
         longest = self.embedder.longest(truncate_prompt_tokens)
         events: SimpleQueue[list[Delivery]] = SimpleQueue()
-        requests = self.embedder.score_requests(pairs, sink=events.put, longest=longest)
+        adapter = self.adapters.resolve(lora_request)
+        requests = self.embedder.score_requests(
+            pairs, sink=events.put, longest=longest, adapter=adapter
+        )
         return self.embedder.scores(pairs, self._outputs(requests, events, None))
 
     def _outputs(

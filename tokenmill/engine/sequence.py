@@ -221,6 +221,7 @@ def make_pooled_sequence(
     max_model_len: int,
     second_start: int | None = None,
     priority: int = 0,
+    adapter: "Adapter | None" = None,
 ) -> Sequence:
     """A sequence of which an embedding is wanted.
 
@@ -236,6 +237,8 @@ def make_pooled_sequence(
         stop_token_ids=frozenset(),
         length_limit=len(prompt) + 1,
         priority=priority,
+        root=root_name("", adapter.digest if adapter else b""),
+        adapter=adapter,
         pool=Pool(params=params, span=params.span(len(prompt)), second_start=second_start),
     )
 

@@ -107,6 +107,8 @@ def _adapter_reader(
 ) -> AdapterReader | None:
     if not options.enable_lora:
         return None
+    if config.encoder is not None:
+        raise UsageError(f"enable_lora is set, but {options.model} is an encoder, which takes none")
     sizes = adaptable(graph, TARGETS)
     return AdapterReader(config=config, sizes=sizes, max_rank=options.max_lora_rank)
 
