@@ -4,6 +4,7 @@ import linecache
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from functools import partial
 
 from tokenmill.backends.llvm.program import Numerics, passes_of
 from tokenmill.backends.llvm.target import ROWS, pick_row
@@ -12,6 +13,11 @@ from tokenmill.cli.life import Life
 from tokenmill.cli.listing import WIDTH, Style
 from tokenmill.cli.subject import Subject, find_value, load_subject, named_values, subject_with
 from tokenmill.config import ACTIVATIONS
+from tokenmill.models.adapters import TARGETS
+from tokenmill.passes.add_adapters import LOW_RANK_OPS, AdapterRoom, add_adapters
+
+_ROOM = AdapterRoom(slots=2, rank=16, dtype="lora16")
+"""Of the adapters that are shown where an operation needs some."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,6 +53,8 @@ def explain(
     subject = subject_with(subject, op)
     cache = "f32" if activations == "f32" else "bf16"
     passes = passes_of(subject.formats, Numerics(activations=activations, cache=cache))
+    if op in LOW_RANK_OPS:
+        passes = (("add_adapters", partial(add_adapters, room=_ROOM, targets=TARGETS)), *passes)
     life = Life(
         subject=subject,
         value=find_value(subject, op, passes),

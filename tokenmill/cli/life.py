@@ -122,7 +122,8 @@ class Life:
         for step, sizes in _STEPS.items():
             work = phase_work(found[1], function.values, sizes, cache=cache)
             size = f"{work.flops / 1e6:,.3f} MFLOP, {work.size_bytes / 1e6:,.3f} MB"
-            yield f"  {step}: {size}, {work.intensity:.1f} FLOP a byte"
+            ratio = f", {work.intensity:.1f} FLOP a byte" if work.size_bytes else ""
+            yield f"  {step}: {size}{ratio}"
         yield ""
 
     def stage(self, stage: Stage, before: Stage) -> Iterator[str]:

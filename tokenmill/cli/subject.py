@@ -149,8 +149,9 @@ def find_value(subject: Subject, name: str, passes: tuple[NamedPass, ...]) -> Na
 
 
 def _source_of(made: Made, values: list[NamedValue]) -> NamedValue:
-    """The value as built that a node made by a pass reads first."""
-    place = (made.function, made.node.operands[0])
-    source = next(v for v in values if (v.function, v.node.result.name) == place)
+    """The value as built that a node made by a pass stands for now, or that it reads first."""
+    names = (made.node.result.name, made.node.operands[0])
+    built = {(v.function, v.node.result.name): v for v in values}
+    source = next(found for n in names if (found := built.get((made.function, n))))
     note = f"{made.node.op} is made by the pass {made.by}, here of `{source.name}`, which is shown"
     return replace(source, note=note)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from tokenmill.ir.graph import Function, Graph, Names, Node, Type, Value, layer_bodies
 
+LOW_RANK_OPS = ("shrink", "expand")
+"""What this pass alone makes."""
 A, B = ".lora_a", ".lora_b"
 """Ends of the names of a weight's two factors."""
 _ADAPTERS = Value("%adapters", Type("adapters", ("T",)))
