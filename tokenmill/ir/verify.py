@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.graph import Dim, Function, Graph, Node, Type, Value, fuse, layer_bodies, walk
 from tokenmill.ir.low_rank import FACTORS
-from tokenmill.ir.ops import ACTIVATIONS, STRUCTURE, TypeMismatchError, infer
+from tokenmill.ir.ops import STRUCTURE, infer
+from tokenmill.ir.type_rules import ACTIVATIONS, TypeMismatchError
 
 _NAME = re.compile(r"[\w.]+")
 _HANDLES = ("place", "sampling", "kv", "routes", "groups", "adapters")

@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 from tokenmill.ir.graph import Attr, Node, Type, Value
-from tokenmill.ir.ops import OPS, TypeMismatchError, elements, infer
+from tokenmill.ir.ops import OPS, elements, infer
+from tokenmill.ir.type_rules import TypeMismatchError
 from tokenmill.ir.work import flops, moved_bytes, size_bytes
 
 SIZES = {"T": 6, "R": 2, "S": 2, "C": 21, "P": 9}
