@@ -58,7 +58,11 @@ def test_a_question_is_answered_as_it_streams_in(page: Page) -> None:
 
 
 def test_stop_keeps_what_was_said_and_frees_the_engine(page: Page) -> None:
-    page.locator("#prompt").fill("Count from one to one thousand in words.")
+    page.locator("summary").click()
+    page.locator("#temperature").fill("0")  # thousands of tokens follow, then
+    page.locator("#prompt").fill(
+        "Write a very long story about a mill on a river, with many chapters."
+    )
     page.locator("#send").click()
     expect(page.locator(".message.assistant")).to_have_text(re.compile(r"\w"), timeout=60_000)
     page.locator("#stop").click()
