@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from tokenmill.backends.llvm.target import (
     Row,
     foreign_row,
     host_arch,
+    host_cpu,
+    host_features,
     missing_features,
     pick_row,
 )
@@ -28,8 +31,13 @@ ROW_NAMES = [row.name for row in ROWS if not missing_features(row)]
 FOREIGN_NAMES = [row.name for row in ROWS if row.arch == "aarch64" != host_arch()]
 """Those that an emulator may run for it."""
 
+_VNNI = "avx2-vnni"
+_HAS_STAND_IN = _VNNI not in ROW_NAMES and "avx512-vnni" in ROW_NAMES
+"""AVX-512 has the same 256-bit dot in another encoding: the row's code, if not its bytes, runs."""
+
 ALL_ROWS = [
     *ROW_NAMES,
+    *([_VNNI] if _HAS_STAND_IN else []),
     *(
         pytest.param(name, marks=pytest.mark.skipif(bool(WHY_NO_EMULATOR), reason=WHY_NO_EMULATOR))
         for name in FOREIGN_NAMES
@@ -39,6 +47,10 @@ ALL_ROWS = [
 
 
 def row_named(name: str) -> Row:
+    if name == _VNNI and _HAS_STAND_IN:
+        row = next(row for row in ROWS if row.name == name)
+        features = [f"+{feature}" for feature, on in sorted(host_features().items()) if on]
+        return replace(row, cpu=host_cpu(), features=",".join([*features, "+prefer-256-bit"]))
     return foreign_row(name) if name in FOREIGN_NAMES else pick_row(name)
 
 

@@ -192,7 +192,7 @@ def _foreign_features(row: Row) -> list[str]:
 
 
 def foreign_row(name: str) -> Row:
-    """A row of another architecture, to look at its code: for any processor that can run it."""
+    """A row that this host cannot run, to look at its code: for any processor that can."""
     row = next(row for row in ROWS if row.name == name)
     return replace(row, cpu="generic", features=",".join(f"+{f}" for f in row.required))
 
