@@ -133,6 +133,10 @@ def test_beginnings_are_shared_by_equal_adapters_only(
             return output.num_cached_tokens
 
         assert [cached(n) for n in (None, "first", "second")] == [0, 0, 0]
+        again = LoRARequest(
+            "first", 1, f"{adapters['first']}/"
+        )  # the same folder, spelled otherwise
+        llm.generate([TEXT, TEXT], GREEDY, lora_request=[again, again])
         assert all(cached(n) >= 16 for n in (None, "first", "second", "twin"))
 
 

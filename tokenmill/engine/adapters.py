@@ -68,7 +68,7 @@ class Adapters:
             raise UsageError("the name of an adapter is empty")
         if not replaces:
             self._check_free(name)
-        adapter = self._reader.read(name, Path(os.path.expanduser(path)))
+        adapter = self._reader.read(name, _folder(path))
         with self._lock:
             if not replaces:
                 self._check_free(name)
@@ -92,7 +92,7 @@ class Adapters:
                 return self.load(request.lora_name, request.lora_path)
         if adapter is None:
             raise UnknownAdapterError(f"no adapter {request.lora_name!r} is loaded")
-        if request.lora_path and request.lora_path != adapter.path:
+        if request.lora_path and str(_folder(request.lora_path)) != adapter.path:
             raise AdapterExistsError(
                 f"adapter {request.lora_name!r} is loaded from {adapter.path}, not from "
                 f"{request.lora_path}: give it another name, or unload the first"
@@ -105,3 +105,8 @@ class Adapters:
             raise AdapterExistsError(
                 f"adapter {name!r} is loaded already, from {adapter.path}: unload it first"
             )
+
+
+def _folder(path: str) -> Path:
+    """The folder that a caller means, spelled in one way."""
+    return Path(os.path.expanduser(path))

@@ -34,7 +34,7 @@ FIELDS = (
     "rows",  # i32[R]
     "E",  # tokens to pool
     "pooled",  # i32[E]
-    "counters",  # i64 per layer and 64 bytes: the next attention item
+    "counters",  # i64 per phase and layer, 64 bytes apart: the next item to draw
     "slots",  # i32: the token last sampled into each slot
     "vocab",  # ids that may be sampled: [0, vocab)
     "sample_scratch",  # f32[threads, sample_stride]

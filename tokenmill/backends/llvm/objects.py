@@ -35,7 +35,7 @@ _SHA256, _CRC32 = 1, 2
 _DIGEST_SIZES = {_SHA256: 32, _CRC32: 4}
 _FIELDS = struct.Struct("<8sIIQ128s32s")  # magic, version, algorithm, length, key, table digest
 
-_CODE = ("backends/llvm", "ir", "passes")
+_CODE = ("backends", "backends/llvm", "ir", "passes")
 """Folders of the source that decides what an entry holds, given the parts of its key."""
 
 _log = logging.getLogger(__name__)

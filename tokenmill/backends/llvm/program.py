@@ -5,6 +5,7 @@ cover the graph's text, the options and the instruction-set row; `cache_key` add
 """
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class CompiledProgram:
         self._step = step
         self.objects = objects
         self._tiles: dict[int, LoadedObject] = {}
+        self._lock = threading.Lock()
 
     @property
     def step_address(self) -> int:
@@ -50,8 +52,9 @@ class CompiledProgram:
     def tile_addresses(self, rows: int) -> dict[int, int]:
         """Kernels for so many rows, by index of the tile kind; compiled or loaded if need be."""
         kinds = {i: t for i, t in enumerate(self.program.tiles) if self._serves(t, rows)}
-        if rows not in self._tiles:
-            self._tiles[rows] = load_object(self._tile_object(list(kinds.values()), rows))
+        with self._lock:  # a second object would replace the first, whose addresses are in use
+            if rows not in self._tiles:
+                self._tiles[rows] = load_object(self._tile_object(list(kinds.values()), rows))
         return {i: self._tiles[rows].address(t.symbol(rows)) for i, t in kinds.items()}
 
     def _serves(self, tile: Tile, rows: int) -> bool:
