@@ -15,9 +15,7 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from operator import attrgetter
-from typing import NamedTuple
 
 from tokenmill.backends.base import (
     BLOCK_SIZE,
@@ -29,6 +27,7 @@ from tokenmill.backends.base import (
 from tokenmill.engine.adapter_slots import AdapterSlots
 from tokenmill.engine.logprobs import row_logprobs
 from tokenmill.engine.outputs import FinishReason
+from tokenmill.engine.prefixes import Prefixes, Start
 from tokenmill.engine.sequence import NO_SLOT, Sequence
 from tokenmill.engine.stats import Counters
 from tokenmill.engine.step import Chunk, Step, commit_states
@@ -57,19 +56,6 @@ class _Plan:
         self.num_tokens -= length
 
 
-class _Start(NamedTuple):
-    """Where a sequence begins: `shared` blocks hold what is computed, and a part of `copied`.
-
-    The same of layers with a window: blocks that its next token does not see are GONE.
-    """
-
-    shared: list[int]
-    copied: int | None
-    num_computed: int
-    window_shared: list[int]
-    window_copied: int | None
-
-
 class Scheduler:
     """Priorities, then first come, first served, under the limits of a compiled model.
 
@@ -93,14 +79,13 @@ class Scheduler:
         self.counters = Counters()
         self._is_encoder = limits.is_encoder
         self._has_prefix_cache = has_prefix_cache and not limits.is_encoder
+        self._prefixes = Prefixes(self.pool, self.windows, has_cache=self._has_prefix_cache)
         self._max_drafts = limits.tokens if self.windows is None else MAX_WINDOW_DRAFTS
         self._max_step_tokens = limits.tokens
         self._max_step_rows = limits.rows
         self._num_slots = min(limits.slots, limits.sequences, limits.rows)
         self._free_slots = list(reversed(range(self._num_slots)))
         self._num_arrived = 0
-        # Names of blocks that running sequences will fill with their prompts.
-        self._expected: dict[bytes, Sequence] = {}
 
     @property
     def max_running(self) -> int:
@@ -187,15 +172,15 @@ class Scheduler:
             assert sequence.num_named * BLOCK_SIZE <= sequence.num_computed
         for sequence in self.waiting:
             assert (sequence.num_computed, sequence.slot, sequence.blocks) == (0, NO_SLOT, [])
-        assert set(self._expected.values()) <= set(self.running)
+        self._prefixes.check(self.running)
 
     def _make_way(self) -> None:
         """The first in line takes the place of running sequences of lower priority."""
         while self.waiting and self.running:
             first, last = self.waiting[0], self.running[-1]
-            if first.priority >= last.priority or not self._is_ready(first):
+            if first.priority >= last.priority or not self._prefixes.is_ready(first):
                 return
-            if self._fits(first, self._start(first)):
+            if self._fits(first, self._prefixes.start(first)):
                 return
             self._preempt(last)
 
@@ -337,7 +322,7 @@ class Scheduler:
             self.pool.name(sequence.blocks[index], names[index])
             if self.windows is not None:
                 self.windows.name(sequence.windows, index, names[index])
-            self._expected.pop(names[index], None)
+            self._prefixes.note_named(names[index])
         sequence.num_named = num_full
 
     def _first_to_last(self) -> Iterator[Sequence]:
@@ -362,53 +347,7 @@ class Scheduler:
         sequence.blocks += self.pool.allocate(1)
         return True
 
-    def _is_ready(self, sequence: Sequence) -> bool:
-        """False: another sequence is about to compute what this one would begin with."""
-        parent = sequence.parent
-        if parent is not None and parent.finish_reason is None and not sequence.num_output:
-            return parent.slot != NO_SLOT and parent.num_computed >= sequence.prompt_len
-        if not self._expected or sequence.num_reusable < len(sequence.tokens) - 1:
-            return True
-        names = sequence.names()
-        num_found = len(self.pool.find(names))
-        return num_found == len(names) or names[num_found] not in self._expected
-
-    def _start(self, sequence: Sequence) -> _Start:
-        """What has been computed already of a sequence that waits."""
-        parent = sequence.parent
-        blocks: list[int] = []
-        num_computed = 0
-        if parent is not None and parent.slot != NO_SLOT and not sequence.num_output:
-            blocks, num_computed = parent.blocks, sequence.prompt_len
-        elif self._has_prefix_cache:
-            blocks = self.pool.find(sequence.names())
-            num_computed = len(blocks) * BLOCK_SIZE
-        num_computed = min(num_computed, sequence.num_reusable)
-        windows: list[int] = []
-        if self.windows is not None and num_computed:
-            find = partial(self._find_window, sequence)
-            num_computed, windows = self.windows.longest_start(num_computed, find)
-        num_shared, num_copied = divmod(num_computed, BLOCK_SIZE)
-        return _Start(
-            shared=blocks[:num_shared],
-            copied=blocks[num_shared] if num_copied else None,
-            num_computed=num_computed,
-            window_shared=windows[:num_shared],
-            window_copied=windows[num_shared] if num_copied and windows else None,
-        )
-
-    def _find_window(self, sequence: Sequence, index: int) -> int | None:
-        """The block of layers with a window that holds what `sequence` has at an index."""
-        assert self.windows is not None
-        names = sequence.names()
-        found = self.windows.pool.find(names[index : index + 1])
-        parent = sequence.parent
-        if parent is not None and parent.slot != NO_SLOT and not sequence.num_output:
-            table = parent.windows
-            found = table.blocks[index : index + 1] if index >= table.num_gone else found
-        return found[0] if found else None
-
-    def _fits(self, sequence: Sequence, start: _Start) -> bool:
+    def _fits(self, sequence: Sequence, start: Start) -> bool:
         """Is there a slot, and a place for all that the sequence knows?
 
         One block for each running sequence stays free, so that admission does not lead straight
@@ -421,13 +360,13 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, plan: _Plan) -> bool:
         """Let a waiting sequence run, if it can. If space is missing, nobody overtakes it."""
-        if plan.is_closed or sequence.num_in_flight or not self._is_ready(sequence):
+        if plan.is_closed or sequence.num_in_flight or not self._prefixes.is_ready(sequence):
             return False
         # Who waits for a slot is overtaken only by those who take none.
         plan.needs_slot |= not self.adapters.fits(sequence.adapter)
         if plan.needs_slot and sequence.adapter is not None:
             return False
-        start = self._start(sequence)
+        start = self._prefixes.start(sequence)
         if not self._fits(sequence, start):
             plan.is_closed = True
             return False
@@ -450,7 +389,7 @@ class Scheduler:
         self._note_admission(sequence)
         return True
 
-    def _admit_windows(self, sequence: Sequence, start: _Start, plan: _Plan) -> None:
+    def _admit_windows(self, sequence: Sequence, start: Start, plan: _Plan) -> None:
         """The same for layers with a window, whose pool is large enough for all who run."""
         if self.windows is None:
             return
@@ -463,10 +402,7 @@ class Scheduler:
                 plan.window_copies.append((start.window_copied, target))
 
     def _note_admission(self, sequence: Sequence) -> None:
-        if self._has_prefix_cache:
-            names = sequence.names()[: sequence.prompt_len // BLOCK_SIZE]
-            for name in names[sequence.num_named :]:
-                self._expected.setdefault(name, sequence)
+        self._prefixes.expect(sequence)
         if sequence.num_cached is not None:
             return
         sequence.admitted_s = time.perf_counter()
@@ -492,9 +428,7 @@ class Scheduler:
             self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        for name in sequence.block_names[sequence.num_named : sequence.prompt_len // BLOCK_SIZE]:
-            if self._expected.get(name) is sequence:
-                del self._expected[name]
+        self._prefixes.forget(sequence)
         self.pool.free(reversed(sequence.blocks))
         if self.windows is not None:
             self.windows.release(sequence.windows)
