@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from openai import OpenAI
+
 from tests.e2e.command import PROGRAM, environment
 
 READY = re.compile(r"ready: (http://\S+)")
@@ -57,3 +59,14 @@ def serving(model: Path, home: Path, *flags: str, **settings: str) -> Iterator[S
         process.kill()
         process.wait()
         reader.join(20)
+
+
+def strict_client(url: str, api_key: str) -> OpenAI:
+    """The official client, which refuses an answer that is not as its types say."""
+    return OpenAI(
+        base_url=f"{url}/v1",
+        api_key=api_key,
+        max_retries=0,
+        timeout=60,
+        _strict_response_validation=True,
+    )

@@ -13,7 +13,7 @@ import transformers
 from openai import BadRequestError, OpenAI
 
 from tests.e2e.conftest import fetched
-from tests.e2e.server_process import serving
+from tests.e2e.server_process import serving, strict_client
 from tokenmill import LLM
 from tokenmill.errors import UsageError
 
@@ -201,13 +201,7 @@ def server(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 @pytest.fixture(scope="module")
 def client(server: str) -> Iterator[OpenAI]:
-    with OpenAI(
-        base_url=f"{server}/v1",
-        api_key="sesame",
-        max_retries=0,
-        timeout=60,
-        _strict_response_validation=True,
-    ) as made:
+    with strict_client(server, "sesame") as made:
         yield made
 
 

@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from tests.e2e.adapter_files import ALL_MODULES, write_adapter
 from tests.e2e.command import PROGRAM, environment
-from tests.e2e.server_process import ServerProcess, serving
+from tests.e2e.server_process import ServerProcess, serving, strict_client
 from tokenmill import LLM, LoRARequest, SamplingParams
 from tokenmill.config import ACTIVATIONS
 from tokenmill.errors import CapacityError, UsageError
@@ -197,13 +197,7 @@ def server(small_qwen: Path, caches: Path, adapters: dict[str, Path]) -> Iterato
 
 @pytest.fixture(scope="module")
 def client(server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(
-        base_url=f"{server.url}/v1",
-        api_key="sesame",
-        max_retries=0,
-        timeout=60,
-        _strict_response_validation=True,
-    ) as made:
+    with strict_client(server.url, "sesame") as made:
         yield made
 
 

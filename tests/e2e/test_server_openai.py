@@ -12,7 +12,7 @@ from openai import OpenAI
 
 import tokenmill
 from tests.e2e.command import ANSWER, QUESTION
-from tests.e2e.server_process import ServerProcess, serving
+from tests.e2e.server_process import ServerProcess, serving, strict_client
 
 MODEL = "small"
 HELLO = [{"role": "user", "content": QUESTION}]
@@ -28,13 +28,7 @@ def server(smollm2: Path, warm_home: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def client(server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(
-        base_url=f"{server.url}/v1",
-        api_key="sesame",
-        max_retries=0,
-        timeout=60,
-        _strict_response_validation=True,
-    ) as made:
+    with strict_client(server.url, "sesame") as made:
         yield made
 
 
