@@ -52,6 +52,7 @@ class FakeModel:
     steps: list[StepInput] = field(default_factory=list)
     is_closed: bool = False
     is_warm: bool = False
+    can_pool: bool = False
     placed: dict[int, Mapping[str, LowRank]] = field(default_factory=dict)  # by slot
 
     def __post_init__(self) -> None:
@@ -62,6 +63,9 @@ class FakeModel:
 
     def warm_up(self, *, pools: bool = False) -> None:
         self.is_warm = True
+
+    def prepare_pooling(self) -> None:
+        self.can_pool = True
 
     def post(self, step: StepInput) -> None:
         assert self._posted is None, "a step is in flight already"

@@ -347,3 +347,22 @@ def test_work_that_no_step_can_be_planned_for_ends_the_engine() -> None:
         with pytest.raises(EngineDeadError, match="1 wait, but no step can be planned"):
             llm.generate("a", GREEDY)
         assert not llm.engine.heartbeat().is_alive
+
+
+def test_what_fails_while_pooling_is_prepared_fails_for_its_caller_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with make_llm() as llm:
+        stream = llm.stream([1, 2, 3], GREEDY)
+        next(stream)
+
+        def fail() -> None:
+            raise CapacityError("no memory is left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.loaded.compiled, "prepare_pooling", fail)
+            with pytest.raises(CapacityError, match="no memory"):
+                llm.embed([[4, 5]])
+        assert list(stream)[-1].output is not None
+        assert llm.embed([[4, 5]])[0].outputs.embedding.shape == (STATE_SIZE,)
+        assert llm.loaded.compiled.can_pool

@@ -97,7 +97,8 @@ def embedder(sizes: tuple[int, ...] | None = None, **config) -> Embedder:
         config=SimpleNamespace(hidden_size=64, encoder=None),
         pooling=Pooling(kind="mean", normalize=False, sizes=sizes),
     )
-    return Embedder(loaded, EngineConfig(**config), None, 100)  # type: ignore[arg-type]
+    intake = SimpleNamespace(make_pooled_request=None)  # not asked for any
+    return Embedder(loaded, EngineConfig(**config), intake, 100)  # type: ignore[arg-type]
 
 
 def test_who_says_how_embeddings_are_made() -> None:

@@ -167,6 +167,13 @@ class CompiledModel(Protocol):
         """
         ...
 
+    def prepare_pooling(self) -> None:
+        """Have the program for steps with pooled tokens, which the first of them would wait for.
+
+        Any thread may call this while steps run. Raises CapacityError.
+        """
+        ...
+
     def post(self, step: StepInput) -> None:
         """Start a step and return at once. At most one step is in flight."""
         ...

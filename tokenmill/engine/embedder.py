@@ -12,7 +12,6 @@ from tokenmill.engine.embedding import (
 )
 from tokenmill.engine.intake import Intake
 from tokenmill.engine.outputs import RequestOutput
-from tokenmill.engine.prompts import Prompt
 from tokenmill.engine.request import Request, Sink
 from tokenmill.errors import UsageError
 from tokenmill.sampling.pooling import PoolingParams
@@ -30,8 +29,8 @@ class Embedder:
     ) -> None:
         self._loaded = loaded
         self._config = config
-        self._intake = intake
         self._max_model_len = max_model_len
+        self.request = intake.make_pooled_request
 
     @property
     def is_cross_encoder(self) -> bool:
@@ -87,38 +86,6 @@ class Embedder:
                 f"truncate_prompt_tokens is {truncate_prompt_tokens}, but must be -1 or at least 1"
             )
         return truncate_prompt_tokens
-
-    def request(
-        self,
-        prompt: Prompt,
-        params: PoolingParams,
-        *,
-        sink: Sink,
-        name: str,
-        second: str | None = None,
-        longest: int | None = None,
-        add_special_tokens: bool = True,
-        request_id: str | None = None,
-        priority: int = 0,
-        adapter: "Adapter | None" = None,
-    ) -> Request:
-        """A request for `engine.submit`: for the embedding of a prompt, or of two texts together.
-
-        What is beyond `longest` tokens is cut from the end. Raises UsageError or CapacityError,
-        which begin with `name`, where it could never run.
-        """
-        return self._intake.make_pooled_request(
-            prompt,
-            params,
-            sink=sink,
-            name=name,
-            second=second,
-            longest=longest,
-            add_special_tokens=add_special_tokens,
-            request_id=request_id,
-            priority=priority,
-            adapter=adapter,
-        )
 
     def score_requests(
         self,

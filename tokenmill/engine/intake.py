@@ -98,7 +98,11 @@ class Intake:
         priority: int = 0,
         adapter: "Adapter | None" = None,
     ) -> Request:
-        """A request for an embedding; see Embedder.request."""
+        """A request for `engine.submit`: for the embedding of a prompt, or of two texts together.
+
+        What is beyond `longest` tokens is cut from the end. Raises UsageError or CapacityError,
+        which begin with `name`, where it could never run.
+        """
         second_start = None
 
         def encode(text: str) -> list[int]:

@@ -212,7 +212,8 @@ class LLM:
             )
             for index, prompt in enumerate(listed)
         ]
-        return [embedding_output(output) for output in self._outputs(requests, events, progress)]
+        outputs = self._pooled_outputs(requests, events, progress)
+        return [embedding_output(output) for output in outputs]
 
     def score(
         self,
@@ -234,7 +235,18 @@ class LLM:
         requests = self.embedder.score_requests(
             pairs, sink=events.put, longest=longest, adapter=adapter
         )
-        return self.embedder.scores(pairs, self._outputs(requests, events, None))
+        return self.embedder.scores(pairs, self._pooled_outputs(requests, events, None))
+
+    def _pooled_outputs(
+        self,
+        requests: list[Request],
+        events: "SimpleQueue[list[Delivery]]",
+        progress: Callable[[int, int], None] | None,
+    ) -> list[RequestOutput]:
+        """Run requests whose states are wanted."""
+        # In the caller's thread, so that what fails here fails for this caller alone.
+        self.loaded.compiled.prepare_pooling()
+        return self._outputs(requests, events, progress)
 
     def _outputs(
         self,

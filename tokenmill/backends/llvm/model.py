@@ -135,7 +135,6 @@ class LlvmModel:
     def _variant(self, compiled: CompiledProgram) -> Variant:
         return Variant(compiled, self._packed, self._weights, self._angles, self._factors)
 
-    @property
     def _for_pooling(self) -> Variant:
         with self._lock:  # a server warms up while it runs
             if self._pooling is None:
@@ -171,7 +170,10 @@ class LlvmModel:
     def warm_up(self, *, pools: bool = False) -> None:
         self._plain.warm_up(self._limits.tokens)
         if pools:
-            self._for_pooling.warm_up(self._limits.tokens)
+            self._for_pooling().warm_up(self._limits.tokens)
+
+    def prepare_pooling(self) -> None:
+        self._for_pooling()
 
     def prepare(self, tokens: int) -> None:
         """Have the tile kernels ready that a step of so many tokens needs."""
@@ -180,7 +182,7 @@ class LlvmModel:
     def post(self, step: StepInput) -> None:
         assert self._posted is None, "a step is in flight already"
         self._check(step)
-        variant = self._plain if step.pooled is None else self._for_pooling
+        variant = self._plain if step.pooled is None else self._for_pooling()
         num_pooled = 0 if step.pooled is None else len(step.pooled)
         for count in {len(step.tokens), len(step.rows), num_pooled} - {0}:
             variant.prepare(count)

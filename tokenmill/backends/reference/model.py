@@ -65,6 +65,9 @@ class ReferenceModel:
     def warm_up(self, *, pools: bool = False) -> None:
         """An interpreter has nothing to prepare."""
 
+    def prepare_pooling(self) -> None:
+        """The graph that it was given is all that it runs."""
+
     def post(self, step: StepInput) -> None:
         """Compute the step here and now; `wait` hands it out."""
         assert self._output is None, "a step is in flight already"
