@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from tests.unit.llvm.native import row_named
 from tokenmill.backends.base import StepLimits
 from tokenmill.backends.llvm.lower import Options
 from tokenmill.backends.llvm.memory import Arena
@@ -34,7 +35,7 @@ def make_llvm_model(
     kinds = graph.weights()
     formats = {n: w.format for n, w in weights.items() if kinds[n].dtype == "w"}
     options = Options(
-        row=pick_row(row),
+        row=row_named(row) if row else pick_row(),
         activations=activations,
         max_tokens=limits.tokens,
         max_rows=limits.rows,

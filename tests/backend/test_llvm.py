@@ -5,12 +5,12 @@ import pytest
 from tests.backend.graphs import Case
 from tests.backend.llvm_models import make_llvm_model
 from tests.backend.suite import CHECKS, Check, check_adapters, check_same_bits, run_check
+from tests.unit.llvm.native import RUNNABLE
 from tokenmill.backends.base import StepLimits
 from tokenmill.backends.llvm.model import LlvmModel
 from tokenmill.backends.llvm.objects import ObjectCache
-from tokenmill.backends.llvm.target import ROWS, missing_features
 
-FORCED = [row.name for row in ROWS[1:] if not missing_features(row)]
+FORCED = RUNNABLE[1:]
 EXAMPLES = {None: 12, **dict.fromkeys(FORCED, 2)}
 """By instruction set (None: the best of this machine): how many random graphs it is tried on."""
 
