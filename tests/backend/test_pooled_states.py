@@ -16,7 +16,7 @@ from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.reference.model import ReferenceModel
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph
-from tokenmill.models.bert import build
+from tokenmill.models.architectures.bert import build
 from tokenmill.models.config import Encoder, LayerKind, ModelConfig
 from tokenmill.passes.pipeline import numeric_passes, run_passes
 from tokenmill.passes.return_hidden import return_hidden

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny_tokenizers import gguf_metadata, qwen_like_backend, sentencepiece_metadata
 
 from tokenmill.errors import UsageError
-from tokenmill.models.detokenizer import Detokenizer
-from tokenmill.models.tokenizer import Tokenizer, load_tokenizer
+from tokenmill.models.text.detokenizer import Detokenizer
+from tokenmill.models.text.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZERS = {
     "byte-level": Tokenizer(qwen_like_backend()),

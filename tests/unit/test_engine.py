@@ -17,8 +17,8 @@ from tokenmill import LLM, SamplingParams
 from tokenmill.backends.base import StepOutput
 from tokenmill.engine.engine import EngineDeadError
 from tokenmill.errors import CapacityError, UsageError
-from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.sentence_transformers import Pooling
+from tokenmill.models.text.chat import ChatTemplate
 
 
 @dataclass

@@ -28,7 +28,7 @@ from tokenmill.errors import (
     UnsupportedModelError,
 )
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.gguf import read_gguf
+from tokenmill.models.gguf.reader import read_gguf
 from tokenmill.models.weights import load_weights
 
 

@@ -66,7 +66,7 @@ def imported_names(tree: ast.AST) -> set[str]:
 
 
 def layer_of(module: str) -> str:
-    """`models` of tokenmill.models.gguf.GgufFile; the package itself is its `__init__`."""
+    """`models` of tokenmill.models.gguf.reader.GgufFile; the package itself is its `__init__`."""
     part = [*module.split("."), "__init__"][1]
     return part if part in RANKS else "__init__"
 

@@ -93,7 +93,9 @@ def test_an_edit_of_the_code_that_builds_tokenizers_leaves_no_kept_one_valid(
     with loaded(model, notes):
         [name] = entries(home, "tokenizer.json")
     before = (home / "packed" / name).read_bytes()
-    monkeypatch.setattr("tokenmill.models.tokenizer_cache.code_fingerprint", lambda *_: "edited")
+    monkeypatch.setattr(
+        "tokenmill.models.text.tokenizer_cache.code_fingerprint", lambda *_: "edited"
+    )
     with loaded(model, notes):
         after = (home / "packed" / name).read_bytes()
     assert b" edited " in after.partition(b"\n")[0]

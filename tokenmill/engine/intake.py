@@ -16,7 +16,7 @@ from tokenmill.sampling.pooling import PoolingParams
 
 if TYPE_CHECKING:
     from tokenmill.models.adapters import Adapter
-    from tokenmill.models.tokenizer import Tokenizer
+    from tokenmill.models.text.tokenizer import Tokenizer
 
 
 class Intake:
@@ -147,7 +147,7 @@ class Intake:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _text_stream(self, params: SamplingParams) -> TextStream:
-        from tokenmill.models.detokenizer import Detokenizer
+        from tokenmill.models.text.detokenizer import Detokenizer
 
         return TextStream(
             Detokenizer(self._tokenizer, params.skip_special_tokens, is_continuation=True),

@@ -10,7 +10,7 @@ from tokenmill.errors import UsageError
 from tokenmill.loadgen.records import LoadRequest
 from tokenmill.loadgen.traces import TraceLine, read_azure, read_mooncake
 from tokenmill.loadgen.vocabulary import Vocabulary
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 DATASETS = ("random", "sharegpt", "azure", "mooncake")
 DEFAULT_PROMPTS = 1000

@@ -21,7 +21,7 @@ from tokenmill.models.architecture import (
     Architecture,
 )
 from tokenmill.models.config import ModelConfig
-from tokenmill.models.gguf import MetadataValue, read_gguf, split_paths
+from tokenmill.models.gguf.reader import MetadataValue, read_gguf, split_paths
 from tokenmill.models.mapped import (
     EncodedTensor,
     FileTensor,

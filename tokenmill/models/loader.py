@@ -23,7 +23,6 @@ from tokenmill.errors import CapacityError, UsageError
 from tokenmill.fingerprint import code_fingerprint
 from tokenmill.ir.graph import Graph
 from tokenmill.models.adapters import TARGETS, AdapterReader
-from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.checkpoint import Checkpoint, open_checkpoint
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.eviction import SETTING, cache_limit_bytes, evict
@@ -34,7 +33,8 @@ from tokenmill.models.registry import build_graph
 from tokenmill.models.safetensors import read_json
 from tokenmill.models.sentence_transformers import Pooling, read_pooling
 from tokenmill.models.sources import fetch
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.chat import ChatTemplate
+from tokenmill.models.text.tokenizer import Tokenizer
 from tokenmill.models.weights import LoadedWeight, load_weights, target_formats
 from tokenmill.passes.add_adapters import AdapterRoom, adaptable, add_adapters
 from tokenmill.passes.return_hidden import return_hidden
@@ -115,10 +115,10 @@ def _adapter_reader(
 
 def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
     if checkpoint.tokenizer_metadata is None:
-        from tokenmill.models.tokenizer import load_tokenizer
+        from tokenmill.models.text.tokenizer import load_tokenizer
 
         return load_tokenizer(checkpoint.path)
-    from tokenmill.models.gguf_tokenizer import load_gguf_tokenizer
+    from tokenmill.models.gguf.tokenizer import load_gguf_tokenizer
 
     cache = packed_dir() / f"{checkpoint.fingerprint()}.tokenizer.json"
     return load_gguf_tokenizer(checkpoint.tokenizer_metadata, cache, progress=progress)

@@ -17,8 +17,8 @@ from tokenmill.errors import ModelFileError, UsageError
 from tokenmill.ir.formats import GROUP, Weight
 from tokenmill.models.checkpoint import FileCheckpoint, model_path, open_checkpoint
 from tokenmill.models.encodings import FLOAT_ENCODINGS, QUANT_ENCODINGS, REQUANTIZED_ENCODINGS
-from tokenmill.models.gguf import read_gguf
-from tokenmill.models.gguf_export import Export, ExportedTensor, export
+from tokenmill.models.gguf.export import Export, ExportedTensor, export
+from tokenmill.models.gguf.reader import read_gguf
 from tokenmill.models.home import require_space, storage_errors, sync_dir
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 from tokenmill.models.progress import Progress, SilentProgress

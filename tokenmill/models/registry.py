@@ -2,7 +2,8 @@
 
 from tokenmill.errors import UnsupportedModelError
 from tokenmill.ir.graph import Graph
-from tokenmill.models import (
+from tokenmill.models.architecture import Architecture
+from tokenmill.models.architectures import (
     bert,
     gemma2,
     gemma3,
@@ -18,7 +19,6 @@ from tokenmill.models import (
     roberta,
     smollm3,
 )
-from tokenmill.models.architecture import Architecture
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.fields import Fields
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from tokenmill.engine.outputs import CompletionOutput, OutputDelta, RequestOutput
 from tokenmill.engine.request import Request
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 from tokenmill.server.answering import answer, name_call
 from tokenmill.server.errors import refused
 from tokenmill.server.logprobs import chat_logprobs, prompt_logprobs

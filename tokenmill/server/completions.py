@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from tokenmill.engine.outputs import OutputDelta, RequestOutput, TokenLogprobs
 from tokenmill.engine.request import Request
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 from tokenmill.server.answering import answer, name_call
 from tokenmill.server.chat import check_response_format
 from tokenmill.server.errors import refused

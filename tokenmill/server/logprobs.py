@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from tokenmill.engine.outputs import TokenLogprobs
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 _LEAST = -9999.0
 """Stands for minus infinity, which JSON cannot say."""

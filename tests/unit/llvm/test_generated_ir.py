@@ -16,7 +16,7 @@ from tokenmill.backends.llvm.program import Numerics, optimize, tile_ir
 from tokenmill.backends.llvm.target import Row, pick_row
 from tokenmill.backends.llvm.tiles import Tile, emit_tile
 from tokenmill.ir.graph import Graph
-from tokenmill.models import llama
+from tokenmill.models.architectures import llama
 from tokenmill.models.config import LayerKind, ModelConfig, Rope
 
 NATIVE = "avx512-bf16"

@@ -5,7 +5,7 @@ from string import ascii_lowercase
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 
 def word_tokenizer(num_words: int = 100) -> Tokenizer:

@@ -25,9 +25,9 @@ from tokenmill import LLM
 from tokenmill.backends.base import StepOutput
 from tokenmill.errors import ModelNotFoundError
 from tokenmill.models.adapters import Adapter
-from tokenmill.models.chat import ChatTemplate
 from tokenmill.models.sentence_transformers import Pooling
-from tokenmill.models.tokenizer import load_tokenizer
+from tokenmill.models.text.chat import ChatTemplate
+from tokenmill.models.text.tokenizer import load_tokenizer
 from tokenmill.server import serving
 from tokenmill.server.config import ServerConfig
 from tokenmill.server.service import Service

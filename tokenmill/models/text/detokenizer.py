@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable
 
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 
 class Detokenizer:

@@ -13,7 +13,7 @@ from tokenmill.ir.numerics import rope_frequencies
 from tokenmill.ir.order import F32Array
 from tokenmill.models.config import ModelConfig, Rope
 from tokenmill.models.fields import Fields
-from tokenmill.models.gguf_typed import Typed, f32, string, u32
+from tokenmill.models.gguf.typed import Typed, f32, string, u32
 from tokenmill.models.registry import ARCHITECTURES
 from tokenmill.models.safetensors import read_json
 

@@ -3,8 +3,8 @@
 Its GGUF files call themselves llama.
 """
 
-from tokenmill.models import llama
 from tokenmill.models.architecture import Architecture, refuse_hf_layer_types, windowed
+from tokenmill.models.architectures import llama
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.fields import Fields
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import ModelFileError, UnsupportedModelError
 from tokenmill.models.config import ModelConfig
-from tokenmill.models.gguf_typed import Typed, string, u32
-from tokenmill.models.gguf_vocabulary import KEYS, TokenType
-from tokenmill.models.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from tokenmill.models.tokenizer import Tokenizer
-from tokenmill.models.tokenizer_folder import load_tokenizer_folder
+from tokenmill.models.gguf.typed import Typed, string, u32
+from tokenmill.models.gguf.vocabulary import KEYS, TokenType
+from tokenmill.models.text.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer_folder import load_tokenizer_folder
 
 if TYPE_CHECKING:
     import tokenizers

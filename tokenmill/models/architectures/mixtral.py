@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from tokenmill.ir.build import FunctionBuilder
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import llama, mistral, moe
 from tokenmill.models.architecture import Architecture
+from tokenmill.models.architectures import llama, mistral, moe
 from tokenmill.models.config import Experts, LayerKind, ModelConfig
 from tokenmill.models.fields import Fields
 

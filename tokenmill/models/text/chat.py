@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import ModelFileError, UsageError
-from tokenmill.models.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from tokenmill.models.template_sandbox import ChatEnvironment
+    from tokenmill.models.text.template_sandbox import ChatEnvironment
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -85,7 +85,7 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError, UndefinedError
         from jinja2.exceptions import SecurityError
 
-        from tokenmill.models.template_sandbox import TemplateLimitError, TemplateRefusedError
+        from tokenmill.models.text.template_sandbox import TemplateLimitError, TemplateRefusedError
 
         try:
             with self._template(name) as template:
@@ -108,7 +108,7 @@ class ChatTemplate:
     @contextmanager
     def _template(self, name: str) -> "Iterator[Template]":
         """A template in an environment that nobody else uses meanwhile."""
-        from tokenmill.models.template_sandbox import ChatEnvironment
+        from tokenmill.models.text.template_sandbox import ChatEnvironment
 
         environment, compiled = self._idle.pop() if self._idle else (ChatEnvironment(), {})
         try:

@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al. 2019) and XLM-R: BERT whose positions start behind that of padding."""
 
-from tokenmill.models import bert
 from tokenmill.models.architecture import Architecture
+from tokenmill.models.architectures import bert
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.fields import Fields
 

@@ -8,7 +8,7 @@ the merges that this amounts to are worked out here, as Hugging Face's converter
 from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import ModelFileError
-from tokenmill.models.gguf_vocabulary import (
+from tokenmill.models.gguf.vocabulary import (
     KEYS,
     Metadata,
     TokenType,
@@ -18,7 +18,7 @@ from tokenmill.models.gguf_vocabulary import (
     read_list,
     read_token_id,
 )
-from tokenmill.models.pretokenizers import PreTokenizer
+from tokenmill.models.text.pretokenizers import PreTokenizer
 
 if TYPE_CHECKING:
     import tokenizers

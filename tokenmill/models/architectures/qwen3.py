@@ -2,8 +2,8 @@
 
 from tokenmill.ir.build import FunctionBuilder
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import llama, qwen2
 from tokenmill.models.architecture import HEAD_NORM_NAMES, Architecture
+from tokenmill.models.architectures import llama, qwen2
 from tokenmill.models.config import LayerKind, ModelConfig
 
 

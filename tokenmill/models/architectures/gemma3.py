@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from tokenmill.ir.build import FunctionBuilder
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import gemma2, llama, qwen3, rope_scaling
+from tokenmill.models import rope_scaling
 from tokenmill.models.architecture import HEAD_NORM_NAMES, Architecture, with_layer_types
+from tokenmill.models.architectures import gemma2, llama, qwen3
 from tokenmill.models.config import LayerKind, ModelConfig, Rope
 from tokenmill.models.fields import Fields
 from tokenmill.models.rope_scaling import Head

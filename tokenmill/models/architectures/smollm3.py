@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tokenmill.models import llama
 from tokenmill.models.architecture import Architecture, refuse_hf_layer_types
+from tokenmill.models.architectures import llama
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.fields import Fields
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from tokenmill.ir.build import FunctionBuilder
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import llama, moe, qwen2, qwen3
 from tokenmill.models.architecture import HEAD_NORM_NAMES, Architecture
+from tokenmill.models.architectures import llama, moe, qwen2, qwen3
 from tokenmill.models.config import Experts, LayerKind, ModelConfig
 from tokenmill.models.fields import Fields
 

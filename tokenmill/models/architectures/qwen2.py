@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on q, k and v."""
 
-from tokenmill.models import llama
 from tokenmill.models.architecture import Architecture, refuse_hf_layer_types, with_layer_types
+from tokenmill.models.architectures import llama
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.fields import Fields
 

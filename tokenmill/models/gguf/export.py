@@ -16,14 +16,14 @@ from tokenmill.errors import UnsupportedModelError
 from tokenmill.models.architecture import GGUF_LAYER_PREFIX, LAYER_NAMES, MODEL_NAMES
 from tokenmill.models.checkpoint import FileCheckpoint, gguf_head_order
 from tokenmill.models.config import ModelConfig
-from tokenmill.models.gguf_export_config import (
+from tokenmill.models.gguf.export_config import (
     config_metadata,
     frequency_factors,
     gguf_name,
     read_scaling,
 )
-from tokenmill.models.gguf_export_tokenizer import tokenizer_metadata
-from tokenmill.models.gguf_typed import Typed
+from tokenmill.models.gguf.export_tokenizer import tokenizer_metadata
+from tokenmill.models.gguf.typed import Typed
 from tokenmill.models.mapped import EncodedTensor, TensorInfo
 from tokenmill.models.read_config import config_from_gguf
 from tokenmill.models.registry import ARCHITECTURES

@@ -7,8 +7,8 @@ was first trained with, unless max_model_len asks for more.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tokenmill.models import llama
 from tokenmill.models.architecture import Architecture, refuse_hf_layer_types, windowed
+from tokenmill.models.architectures import llama
 from tokenmill.models.config import ModelConfig, Rope
 from tokenmill.models.fields import Fields
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import ModelFileError, UsageError
-from tokenmill.models.token_bytes import spelling_of
+from tokenmill.models.text.token_bytes import spelling_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -196,8 +196,8 @@ def load_tokenizer(source: Path | str | Mapping[str, object]) -> Tokenizer:
     Raises ModelFileError where it is missing or damaged, UnsupportedModelError where it is of a
     kind that we do not have.
     """
-    from tokenmill.models.gguf_tokenizer import load_gguf_tokenizer
-    from tokenmill.models.tokenizer_folder import load_tokenizer_folder
+    from tokenmill.models.gguf.tokenizer import load_gguf_tokenizer
+    from tokenmill.models.text.tokenizer_folder import load_tokenizer_folder
 
     if isinstance(source, Mapping):
         return load_gguf_tokenizer(source)

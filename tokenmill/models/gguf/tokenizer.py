@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import CapacityError, ModelFileError, UnsupportedModelError, UsageError
-from tokenmill.models.gguf_backends import byte_level_backend, sentencepiece_backend
-from tokenmill.models.gguf_vocabulary import (
+from tokenmill.models.gguf.tokenizer_backends import byte_level_backend, sentencepiece_backend
+from tokenmill.models.gguf.vocabulary import (
     KEYS,
     Metadata,
     TokenType,
@@ -17,10 +17,10 @@ from tokenmill.models.gguf_vocabulary import (
     read_token_id,
     read_vocabulary,
 )
-from tokenmill.models.pretokenizers import find_pre_tokenizer
 from tokenmill.models.progress import Progress, SilentProgress
-from tokenmill.models.tokenizer import Tokenizer
-from tokenmill.models.tokenizer_cache import read_cached_backend, write_cached_backend
+from tokenmill.models.text.pretokenizers import find_pre_tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
+from tokenmill.models.text.tokenizer_cache import read_cached_backend, write_cached_backend
 
 if TYPE_CHECKING:
     import tokenizers

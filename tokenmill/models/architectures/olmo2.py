@@ -2,8 +2,8 @@
 
 from tokenmill.ir.build import FunctionBuilder
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import llama
 from tokenmill.models.architecture import HEAD_NORM_NAMES, Architecture, refuse_hf_layer_types
+from tokenmill.models.architectures import llama
 from tokenmill.models.config import LayerKind, ModelConfig
 from tokenmill.models.fields import Fields
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from tokenmill.ir.build import FunctionBuilder
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import llama
 from tokenmill.models.architecture import Architecture, with_layer_types
+from tokenmill.models.architectures import llama
 from tokenmill.models.config import LayerKind, ModelConfig
 from tokenmill.models.fields import Fields
 

@@ -1,0 +1,1 @@
+"""All that knows GGUF's header and metadata: reading files, their tokenizers, and writing them."""

@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizers, what they keep on disk, chat templates, text as it arrives."""
