@@ -23,7 +23,7 @@ from tokenmill.errors import UnsupportedModelError
 from tokenmill.models.checkpoint import open_checkpoint
 from tokenmill.models.quantizing import quantize_model
 from tokenmill.models.registry import build_graph
-from tokenmill.models.text.tokenizer import load_tokenizer
+from tokenmill.models.text.load import load_tokenizer
 from tokenmill.models.weights import decode, load_weights
 
 VOCAB = 300  # more than the tokenizer has

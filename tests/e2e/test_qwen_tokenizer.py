@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.text.tokenizer import Tokenizer, load_tokenizer
+from tokenmill.models.text.load import load_tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 FOLDER_VARIABLE = "TOKENMILL_TEST_QWEN_TOKENIZER"
 """Names a folder with the tokenizer.json of a Qwen2.5 model."""

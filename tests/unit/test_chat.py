@@ -10,8 +10,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tokenmill.errors import ModelFileError, TokenmillError, UsageError
 from tokenmill.models.text.chat import ChatTemplate
+from tokenmill.models.text.load import load_tokenizer
 from tokenmill.models.text.template_sandbox import ChatEnvironment, TemplateLimitError
-from tokenmill.models.text.tokenizer import load_tokenizer
 
 USER = [{"role": "user", "content": "hi"}]
 TALK = [

@@ -211,7 +211,7 @@ def test_every_value_knows_the_lines_that_made_it():
     subject = load_subject("smollm2")
     for value in named_values(subject.graph):
         chain = subject.origins[value.function, value.node.result.name]
-        assert all(line.path.parent.name == "models" for line in chain)
+        assert all(line.path.parent.name == "architectures" for line in chain)
         assert chain[0].function == "build"
 
 

@@ -9,7 +9,8 @@ from tiny_tokenizers import gguf_metadata, qwen_like_backend, sentencepiece_meta
 
 from tokenmill.errors import UsageError
 from tokenmill.models.text.detokenizer import Detokenizer
-from tokenmill.models.text.tokenizer import Tokenizer, load_tokenizer
+from tokenmill.models.text.load import load_tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 TOKENIZERS = {
     "byte-level": Tokenizer(qwen_like_backend()),

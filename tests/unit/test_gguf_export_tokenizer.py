@@ -14,8 +14,9 @@ from tokenmill.errors import ModelFileError, UnsupportedModelError
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.gguf.export_tokenizer import tokenizer_metadata
 from tokenmill.models.read_config import config_from_hf
+from tokenmill.models.text.load import load_tokenizer
 from tokenmill.models.text.pretokenizers import PRE_TOKENIZERS
-from tokenmill.models.text.tokenizer import Tokenizer, load_tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 # ruff: noqa: RUF001 - the letters are meant to be of several scripts
 TEXTS = [

@@ -22,8 +22,9 @@ from tokenizers import pre_tokenizers
 from tests.unit.notes import Notes
 from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
 from tokenmill.models.gguf.tokenizer import load_gguf_tokenizer
+from tokenmill.models.text.load import load_tokenizer
 from tokenmill.models.text.pretokenizers import PRE_TOKENIZERS
-from tokenmill.models.text.tokenizer import Tokenizer, load_tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 NUM_BASE = len(base_tokens())
 TEXTS = st.text() | st.text(st.sampled_from("hello wor 'LLs 1234 \n\té.,!")).map(str)

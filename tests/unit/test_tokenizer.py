@@ -22,7 +22,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from tokenmill.errors import ModelFileError, UnsupportedModelError, UsageError
-from tokenmill.models.text.tokenizer import Tokenizer, load_tokenizer
+from tokenmill.models.text.load import load_tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 NUM_BASE = len(base_tokens())
 TOKENIZER = Tokenizer(qwen_like_backend())

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenmill.errors import UsageError
-from tokenmill.models.text.tokenizer import Tokenizer, load_tokenizer
+from tokenmill.models.text.load import load_tokenizer
+from tokenmill.models.text.tokenizer import Tokenizer
 
 ORDINARY_IDS = range(1_000, 10_000)
 """Ids that stand for ordinary tokens in all vocabularies in use: special tokens and single bytes

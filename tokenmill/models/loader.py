@@ -115,7 +115,7 @@ def _adapter_reader(
 
 def _load_tokenizer(checkpoint: Checkpoint, progress: Progress) -> Tokenizer:
     if checkpoint.tokenizer_metadata is None:
-        from tokenmill.models.text.tokenizer import load_tokenizer
+        from tokenmill.models.text.load import load_tokenizer
 
         return load_tokenizer(checkpoint.path)
     from tokenmill.models.gguf.tokenizer import load_gguf_tokenizer
@@ -209,7 +209,7 @@ def _packed_weights(
     key = cache_key(
         "weights",
         *identity,
-        code_fingerprint("models", "models/quantized"),
+        code_fingerprint("models", "models/gguf", "models/quantized", "models/architectures"),
         row=program.options.row,
     )
     arena = Arena(packed.size_bytes)

@@ -11,7 +11,7 @@ from tokenmill.ir.graph import Graph, Value
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.registry import build_graph
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "architectures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def _model_lines(frame: FrameType) -> Iterator[SourceLine]:
     while caller is not None:
         code = caller.f_code
         path = Path(code.co_filename)
-        is_model = path.parent == _FOLDER and path.stem not in ("registry", "provenance")
+        is_model = path.parent == _FOLDER
         if is_model and code.co_name != "<lambda>":
             yield SourceLine(
                 path=path,

@@ -2,7 +2,7 @@
 
 `q8` becomes ggml's Q8_0 and `q4` its Q4_1, which hold these formats to the bit. Scales are those of
 `ir/rounding.py`, which looks for the least squared error of each group and needs no calibration.
-The source is another GGUF file, or a folder of safetensors (gguf_export.py).
+The source is another GGUF file, or a folder of safetensors (gguf/export.py).
 """
 
 import os

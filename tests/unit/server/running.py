@@ -27,7 +27,7 @@ from tokenmill.errors import ModelNotFoundError
 from tokenmill.models.adapters import Adapter
 from tokenmill.models.sentence_transformers import Pooling
 from tokenmill.models.text.chat import ChatTemplate
-from tokenmill.models.text.tokenizer import load_tokenizer
+from tokenmill.models.text.load import load_tokenizer
 from tokenmill.server import serving
 from tokenmill.server.config import ServerConfig
 from tokenmill.server.service import Service

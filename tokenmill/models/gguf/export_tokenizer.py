@@ -1,4 +1,4 @@
-"""The tokenizer of a folder as the metadata of a GGUF file: the way back of gguf_tokenizer.py.
+"""The tokenizer of a folder as the metadata of a GGUF file: the way back of tokenizer.py.
 
 Keys: github.com/ggml-org/ggml, docs/gguf.md. Byte-level BPE keeps its merges, and its pre-tokenizer
 is known by how it cuts texts; SentencePiece BPE gets scores that put its merges in the same order.

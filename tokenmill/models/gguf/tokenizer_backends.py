@@ -1,6 +1,6 @@
 """The two kinds of tokenizer that GGUF files hold, rebuilt for the `tokenizers` library.
 
-Byte-level BPE lists its merges, and names a pre-tokenizer whose patterns are in pretokenizers.py.
+Byte-level BPE lists its merges, and names a pre-tokenizer (its patterns: text/pretokenizers.py).
 SentencePiece BPE gives each token a score, and merges whatever makes the token of highest score;
 the merges that this amounts to are worked out here, as Hugging Face's converters do.
 """

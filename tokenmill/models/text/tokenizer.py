@@ -6,7 +6,6 @@ stream of them never has to be decoded twice (see detokenizer.py).
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import ModelFileError, UsageError
@@ -188,17 +187,3 @@ def _shares(lengths: list[int], total: int) -> list[int]:
         return [total]
     shorter = min(*lengths, total // 2)
     return [min(length, max(shorter, total - shorter)) for length in lengths]
-
-
-def load_tokenizer(source: Path | str | Mapping[str, object]) -> Tokenizer:
-    """The tokenizer in a model's folder (tokenizer.json), or in the metadata of a GGUF file.
-
-    Raises ModelFileError where it is missing or damaged, UnsupportedModelError where it is of a
-    kind that we do not have.
-    """
-    from tokenmill.models.gguf.tokenizer import load_gguf_tokenizer
-    from tokenmill.models.text.tokenizer_folder import load_tokenizer_folder
-
-    if isinstance(source, Mapping):
-        return load_gguf_tokenizer(source)
-    return load_tokenizer_folder(Path(source))

@@ -43,5 +43,6 @@ def _header(digest: str, body: bytes) -> bytes:
     from tokenizers import __version__ as library_version
 
     checksum = hashlib.sha256(body).hexdigest()
-    versions = f"tokenmill {__version__} {code_fingerprint('models')} tokenizers {library_version}"
+    code = code_fingerprint("models/text", "models/gguf")
+    versions = f"tokenmill {__version__} {code} tokenizers {library_version}"
     return f"{versions} {digest} {checksum}".encode()
