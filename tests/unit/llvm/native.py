@@ -1,12 +1,14 @@
 """Compiles what a test emits, and calls it on arrays: here, or in an emulator of another CPU."""
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
+from _pytest.mark.structures import ParameterSet
 
+from tests.unit.llvm import avx_vnni
+from tests.unit.llvm.avx_vnni import WHY_NO_TRAP
 from tests.unit.llvm.emulator import WHY_NO_EMULATOR, EmulatedObject
 from tokenmill.backends.llvm.compile import LoadedObject, compile_object, load_object
 from tokenmill.backends.llvm.emit import Module, Value, size_of
@@ -16,8 +18,6 @@ from tokenmill.backends.llvm.target import (
     Row,
     foreign_row,
     host_arch,
-    host_cpu,
-    host_features,
     missing_features,
     pick_row,
 )
@@ -31,29 +31,28 @@ ROW_NAMES = [row.name for row in ROWS if not missing_features(row)]
 FOREIGN_NAMES = [row.name for row in ROWS if row.arch == "aarch64" != host_arch()]
 """Those that an emulator may run for it."""
 
-_VNNI = "avx2-vnni"
-_HAS_STAND_IN = _VNNI not in ROW_NAMES and "avx512-vnni" in ROW_NAMES
-"""AVX-512 has the same 256-bit dot in another encoding: the row's code, if not its bytes, runs."""
 
-RUNNABLE = [*ROW_NAMES, *([_VNNI] if _HAS_STAND_IN else [])]
-"""What runs here without an emulator; `row_named` knows how."""
+def _unless(reason: str, names: Iterable[str]) -> list[ParameterSet]:
+    return [pytest.param(n, marks=pytest.mark.skipif(bool(reason), reason=reason)) for n in names]
 
-ALL_ROWS = [
-    *RUNNABLE,
-    *(
-        pytest.param(name, marks=pytest.mark.skipif(bool(WHY_NO_EMULATOR), reason=WHY_NO_EMULATOR))
-        for name in FOREIGN_NAMES
-    ),
+
+WHOLE_ROWS = [
+    *ROW_NAMES,
+    *_unless(WHY_NO_TRAP, {avx_vnni.ROW} - {*ROW_NAMES} if host_arch() == "x86_64" else ()),
 ]
+"""Parameters for tests that run whole programs on every row of this architecture."""
+
+ALL_ROWS = [*WHOLE_ROWS, *_unless(WHY_NO_EMULATOR, FOREIGN_NAMES)]
 """Parameters for tests that run kernels on every row."""
 
 
 def row_named(name: str) -> Row:
-    if name == _VNNI and _HAS_STAND_IN:
-        row = next(row for row in ROWS if row.name == name)
-        features = [f"+{feature}" for feature, on in sorted(host_features().items()) if on]
-        return replace(row, cpu=host_cpu(), features=",".join([*features, "+prefer-256-bit"]))
-    return foreign_row(name) if name in FOREIGN_NAMES else pick_row(name)
+    """The row; afterwards this process can run its code, or `load` gives it to an emulator."""
+    if name in ROW_NAMES or name not in (avx_vnni.ROW, *FOREIGN_NAMES):
+        return pick_row(name)
+    if name == avx_vnni.ROW:
+        avx_vnni.install()  # does the one instruction that is missing; all else is run as it is
+    return foreign_row(name)
 
 
 def aligned(size_bytes: int) -> AnyArray:

@@ -1,6 +1,8 @@
+import ctypes
+
 import pytest
 
-from tokenmill.backends.llvm import target
+from tokenmill.backends.llvm import hwcap, target
 from tokenmill.backends.llvm.target import ROWS, missing_features, pick_row
 from tokenmill.errors import UsageError
 
@@ -108,3 +110,40 @@ def test_an_unsupported_row_is_refused_with_what_is_missing(host):
 
 def test_every_host_has_a_row():
     assert not missing_features(ROWS[-1])
+
+
+GRAVITON3 = {hwcap.AT_HWCAP: 0xDFFFFFFF, hwcap.AT_HWCAP2: 0x1F201}
+"""What Linux says of a Neoverse V1: SVE, dot product, i8mm and bf16."""
+
+
+def test_linux_says_which_of_arm_s_extensions_there_are() -> None:
+    features = hwcap.features_of(GRAVITON3)
+    assert {n for n in ("neon", "dotprod", "i8mm", "bf16", "sve", "lse") if features[n]} == {
+        *("neon", "dotprod", "i8mm", "bf16", "sve", "lse")
+    }
+    assert not features["sve2"]
+    a72 = hwcap.features_of({hwcap.AT_HWCAP: 0xFF, hwcap.AT_HWCAP2: 0})
+    assert {name for name, is_on in a72.items() if is_on} == {
+        *("fp-armv8", "neon", "aes", "sha2", "crc")
+    }
+
+
+def test_what_arm_s_kernel_hides_is_said_to_be_off_though_the_processor_s_name_implies_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden = GRAVITON3 | {hwcap.AT_HWCAP: GRAVITON3[hwcap.AT_HWCAP] & ~(1 << 22)}
+    monkeypatch.setattr(target, "host_triple", lambda: "aarch64-unknown-linux-gnu")
+    monkeypatch.setattr(target, "host_cpu", lambda: "neoverse-v1")
+    monkeypatch.setattr(target.llvm, "get_host_cpu_features", lambda: {"neon": True, "sve": True})
+    monkeypatch.setattr(hwcap, "read_words", lambda: hidden)
+    monkeypatch.setattr(target, "host_features", target.host_features.__wrapped__)
+    row = pick_row()
+    assert row.name == "neon-bf16"
+    assert "-sve" in row.features.split(",")
+    assert "+dotprod" in row.features.split(",")
+    assert pick_row("neon-dotprod").features.endswith("-bf16,-i8mm")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "getauxval"), reason="needs getauxval")
+def test_the_words_are_those_of_the_process() -> None:
+    assert hwcap.read_words()[hwcap.AT_HWCAP] != 0

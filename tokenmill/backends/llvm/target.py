@@ -5,12 +5,14 @@ is adding a row, and a dot in the kernels if it brings one.
 """
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
 import llvmlite.binding as llvm
 
+from tokenmill.backends.llvm import hwcap
 from tokenmill.errors import UsageError
 from tokenmill.ir.order import LANES
 
@@ -229,7 +231,10 @@ def initialize() -> None:
 @cache
 def host_features() -> dict[str, bool]:
     """Feature name to whether processor and operating system both support it."""
-    return dict(llvm.get_host_cpu_features())
+    found = dict(llvm.get_host_cpu_features())
+    if host_arch() == "aarch64" and sys.platform == "linux":
+        found |= hwcap.features_of(hwcap.read_words())
+    return found
 
 
 @cache

@@ -74,7 +74,9 @@ _NAP_US = 50
 
 _PAUSES = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()\n", "call void @llvm.x86.sse2.pause()"),
-    "aarch64": ("declare void @llvm.aarch64.hint(i32)\n", "call void @llvm.aarch64.hint(i32 1)"),
+    # Arm's `yield` does nothing on a core that is no pair of threads; a barrier of instructions
+    # holds the loop up for some tens of cycles, as x86's pause does.
+    "aarch64": ("declare void @llvm.aarch64.isb(i32)\n", "call void @llvm.aarch64.isb(i32 15)"),
 }
 
 _FUTEX_WAIT = (
