@@ -123,6 +123,8 @@ class Scheduler:
             self._compute_prompts(plan, plan.num_tokens, _by_size)
         chunks = [self._take(plan, *granted) for granted in plan.lengths.items()]
         chunks = [chunk for chunk in chunks if chunk.length]
+        # Rows of one adapter that lie together are multiplied together.
+        chunks.sort(key=lambda chunk: chunk.sequence.adapter_slot)
         step = Step(chunks, plan.copies, plan.window_copies)
         return step if step.chunks else None
 

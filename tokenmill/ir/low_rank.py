@@ -11,8 +11,8 @@ from tokenmill.ir.order import F32Array
 
 IntArray = npt.NDArray[np.int32]
 
-FACTORS = ("lora", "lora16")
-"""Types of factors: kept in float32, or rounded to bfloat16."""
+FACTORS = {"lora": "f32", "lora16": "bf16"}
+"""Types of factors, and the format that their numbers are kept in."""
 
 NO_ADAPTER = -1
 """The slot of a token without an adapter."""

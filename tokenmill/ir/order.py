@@ -22,8 +22,10 @@ Attention.    Positions are split at multiples of KV_CHUNK, counted from the seq
 Experts.      Chances are summed like a norm, experts ascending. An expert's linear is a linear;
               what a token's experts made is added by fma from zero, the one of most weight first.
 Adapters.     A x is summed like a norm: lane l takes a[l] x[l], a[l + LANES] x[l + LANES], ... by
-              fma, ascending; then the tree. B (A x) is added up by fma from zero, ranks ascending
-              up to the adapter's own, and then added to the linear's result, the bias included.
+              fma, ascending; then the tree. Where both are bf16, lane l takes the pair 2l, 2l + 1
+              of each GROUP, as a linear's dot does. B (A x) is added up by fma from zero, ranks
+              ascending up to the adapter's own (in pairs for bf16, again as in a linear), and
+              then added to the linear's result, the bias included.
 Int8 cache.   Each run of GROUP stored dimensions of a head has one scale, max|x| / 127.
 Sampling.     Probabilities are summed like a norm, ids ascending.
 Tree.         Lanes are halved: lane l takes l + 8, then l + 4, l + 2, l + 1.

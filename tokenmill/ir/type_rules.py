@@ -216,7 +216,8 @@ def infer_shrink(types: Sequence[Type], node: Node) -> Type:
 def infer_expand(types: Sequence[Type], node: Node) -> Type:
     y, low, weight, adapters = types
     n, rank = _factor(low, weight, adapters)
-    require(low == Type("f32", (*y.rows, rank)), f"{low} does not fit {weight} and {y}")
+    fits = low.dtype in ("f32", FACTORS[weight.dtype]) and low.shape == (*y.rows, rank)
+    require(fits, f"{low} does not fit {weight} and {y}")
     require(y == Type("f32", (*low.rows, n)), f"y must be f32[{low.rows[0]},{n}], is {y}")
     return y
 

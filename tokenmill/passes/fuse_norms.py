@@ -1,4 +1,4 @@
-"""Fuse a norm, or a dispatch, with the rounding of its result: one walk over each row."""
+"""Fuse a norm, a dispatch or a shrink with the rounding of its result: one walk over each row."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ def fuse_norms(graph: Graph) -> Graph:
 
 
 def _fuse(function: Function) -> Function:
-    for norm in [n for n in function.nodes if n.op in ("rmsnorm", "dispatch")]:
+    for norm in [n for n in function.nodes if n.op in ("rmsnorm", "dispatch", "shrink")]:
         roundings = Links.of(function).roundings(norm)
         if len(roundings) == 1:
             function = group(function, [norm, *roundings])

@@ -19,10 +19,15 @@ def fuse_residuals(graph: Graph) -> Graph:
 def _fuse(function: Function) -> Function:
     for total in [n for n in function.nodes if n.op in ("add", *_BENDS)]:
         if total.op == "add" or _only_bend(Links.of(function), total):
-            members = _private_linear(Links.of(function), total)
-            if members:
-                function = group(function, [*members, total])
+            function = _with_linear(function, total)
+    for expand in [n for n in function.nodes if n.op == "expand"]:
+        function = _with_linear(function, expand)  # whose sums it changes in their place
     return function
+
+
+def _with_linear(function: Function, total: Node) -> Function:
+    members = _private_linear(Links.of(function), total)
+    return group(function, [*members, total]) if members else function
 
 
 def _only_bend(links: Links, node: Node) -> bool:

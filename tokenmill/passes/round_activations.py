@@ -1,9 +1,13 @@
-"""Say where activations are rounded: before each linear, and on the way to the KV cache."""
+"""Say where activations are rounded: before each linear, and on the way to the KV cache.
+
+What an adapter has between its factors is rounded as those are.
+"""
 
 from dataclasses import replace
 
 from tokenmill.ir.formats import FORMATS
 from tokenmill.ir.graph import Function, Graph, Names, Node, Type, Value
+from tokenmill.ir.low_rank import FACTORS
 
 ROUNDED_FOR = {
     **{n: {a: a for a in ("f32", "bf16", "int8")} for n, f in FORMATS.items() if f.has_scale},
@@ -35,6 +39,9 @@ def _round(function: Function, activations: str, cache: str) -> Function:
             linear = changed.get(node.result.name)
             to = ROUNDED_FOR[types[linear.operands[1]].dtype][activations] if linear else "f32"
             operands = (rounder.rounded(operands[0], to), *operands[1:])
+        elif node.op == "expand":
+            low = rounder.rounded(operands[1], FACTORS[types[operands[2]].dtype])
+            operands = (operands[0], low, *operands[2:])
         elif node.op == "kv_write":
             node = node.with_attrs(to=cache)
         elif node.op == "attention" and cache == "bf16":

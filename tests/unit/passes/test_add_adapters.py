@@ -1,10 +1,14 @@
 """add_adapters: room around linears, which the later passes take into their nodes."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from tests.file_check import check
 from tokenmill.ir.build import FunctionBuilder, finish_graph
 from tokenmill.ir.graph import Graph, Value
+from tokenmill.ir.low_rank import FACTORS
 from tokenmill.ir.text import parse, print_graph
 from tokenmill.ir.verify import verify
 from tokenmill.passes.add_adapters import AdapterRoom, adaptable, add_adapters
@@ -26,7 +30,9 @@ def layer(f: FunctionBuilder, x: Value, place: Value) -> Value:
     return f.add(x, f.linear(y, f.weight("down", HIDDEN, INNER)))
 
 
-def make_graph(count: int = 2) -> Graph:
+def make_graph(
+    count: int = 2, layer: Callable[[FunctionBuilder, Value, Value], Value] = layer
+) -> Graph:
     f = FunctionBuilder("main")
     tokens, place = f.param("tokens", "i32", "T"), f.param("place", "place", "T")
     rows = f.param("rows", "i32", "R")
@@ -65,26 +71,47 @@ def test_what_can_be_adapted_is_told_by_full_name() -> None:
     }
 
 
-@pytest.mark.parametrize("activations", ["f32", "bf16", "int8"])
-def test_nodes_stay_as_fused_as_they_are_without(activations: str) -> None:
-    """A shrink reads what its linear reads, rounded for it; an expand is never a phase."""
+@pytest.mark.parametrize(
+    ("activations", "dtype"), [("f32", "lora"), ("bf16", "lora16"), ("int8", "lora16")]
+)
+def test_nodes_stay_as_fused_as_they_are_without(activations: str, dtype: str) -> None:
+    """A shrink reads what its linear reads, rounded for it; an expand is never a phase.
+
+    Between the two, numbers are rounded as the factors are.
+    """
     formats = dict.fromkeys(make_graph().weights(), "q8")
     passes = numeric_passes(formats=formats, activations=activations, cache="bf16")
     targets = {"q", "k", "v", "o", "gate", "up", "down"}
     plain, adapted = (
         run_passes(graph, (*passes, *SPMD_PASSES), lambda name, graph: verify(graph))
-        for graph in (make_graph(), add_adapters(make_graph(), ROOM, targets))
+        for graph in (make_graph(), add_adapters(make_graph(), replace(ROOM, dtype=dtype), targets))
     )
     for before, after in zip(plain.functions, adapted.functions, strict=True):
         kinds = [[leaf.op for leaf in node.leaves] for node in after.nodes if node.op != "barrier"]
-        left = [[op for op in ops if op != "expand"] for ops in kinds if ops != ["shrink"]]
+        left = [[op for op in ops if op != "expand"] for ops in kinds if ops[0] != "shrink"]
         assert left == [
             [leaf.op for leaf in node.leaves] for node in before.nodes if node.op != "barrier"
         ]
-    shrinks = [n for f in adapted.functions for n in f.nodes if n.op == "shrink"]
+    shrinks = [n for n in adapted.functions[1].nodes if n.leaves[0].op == "shrink"]
     types = adapted.functions[1].values
     assert len(shrinks) == 7
     assert {types[n.operands[0]].dtype for n in shrinks} == {activations}
+    assert {n.results[0].type.dtype for n in shrinks} == {FACTORS[dtype]}
+
+
+def test_what_adapters_add_is_done_where_the_linear_is() -> None:
+    """Also where a sum takes in only one of two linears."""
+
+    def both(f: FunctionBuilder, x: Value, place: Value) -> Value:
+        return f.add(*(f.linear(x, f.weight(name, HIDDEN, HIDDEN)) for name in "ab"))
+
+    graph = make_graph(1, both)
+    formats = dict.fromkeys(graph.weights(), "q8")
+    passes = numeric_passes(formats=formats, activations="bf16", cache="bf16")
+    graph = run_passes(add_adapters(graph, ROOM, {"a", "b"}), (*passes, *SPMD_PASSES))
+    kinds = [[leaf.op for leaf in node.leaves] for node in graph.functions[1].nodes]
+    assert ["linear", "expand"] in kinds
+    assert ["linear", "expand", "add"] in kinds
 
 
 def test_threads_are_level_around_what_adapters_compute() -> None:
@@ -97,7 +124,10 @@ def test_threads_are_level_around_what_adapters_compute() -> None:
         CHECK: round(%mul)
         CHECK-NEXT: }
         CHECK-NEXT: barrier()
-        CHECK-NEXT: shrink(%mul.bf16
+        CHECK-NEXT: %down.low.f32 = fused {
+        CHECK-NEXT: %down.low = shrink(%mul.bf16
+        CHECK-NEXT: round(%down.low)
+        CHECK-NEXT: }
         CHECK-NEXT: barrier()
         CHECK-NEXT: %add.1 = fused {
         """,

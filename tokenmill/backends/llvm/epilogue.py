@@ -17,8 +17,7 @@ from tokenmill.backends.llvm.kv_cache import (
     token_head,
 )
 from tokenmill.backends.llvm.lanes import F32, I32
-from tokenmill.backends.llvm.lower_adapters import expanded
-from tokenmill.backends.llvm.packing import PAIR_ROWS, RowOrder
+from tokenmill.backends.llvm.packing import PAIR_ROWS
 from tokenmill.backends.llvm.scope import Scope
 from tokenmill.ir.graph import Node
 from tokenmill.ir.order import GROUP, LANES, padded_head
@@ -54,14 +53,10 @@ def store_pair(scope: Scope, values: Pair, row: Value, pair: Value) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Epilogue:
-    """The nodes that follow in a fused node, and the names that others see.
-
-    `order` is that in which values are stored, where it is not their own.
-    """
+    """The nodes that follow in a fused node, and the names that others see."""
 
     nodes: Sequence[Node]
     visible: frozenset[str]
-    order: RowOrder | None = None
 
     def run(self, scope: Scope, made: dict[str, Pair], row: Value, pair: Value) -> None:
         """Run on one pair of one row; `made` holds the values computed so far."""
@@ -80,10 +75,6 @@ class Epilogue:
     def _compute(
         self, scope: Scope, node: Node, made: dict[str, Pair], row: Value, pair: Value
     ) -> Pair:
-        if node.op == "expand":
-            y = _operand(scope, node.operands[0], made, row, pair)
-            order = self.order or RowOrder(count=node.result.type.width)
-            return expanded(scope, node, y, row, pair, order)
         operands = [_operand(scope, name, made, row, pair) for name in node.operands[:2]]
         match node.op:
             case "add":

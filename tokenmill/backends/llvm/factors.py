@@ -1,12 +1,13 @@
 """Where the factors of adapters lie: a slot each, of one size, filled anew while steps go on.
 
-    a slot of A   [rank: i32, filling][row 0: inputs][row 1 ...                             ]
+    a slot of A   [rank: i32, filling][ranks 0 to 7: inputs 0 to 31 of each | 32 to 63 ... ][...]
     a slot of B   [rank: i32, filling][pair 0: rank 0: 32 outputs | rank 1 ... ][pair 1 ... ]
 
-The rank is the adapter's own: 0 where it leaves the linear as it is. What lies beyond it belonged
-to an earlier adapter and counts nothing. Inputs are filled up with zeros to whole pairs of
-vectors; outputs lie in the order in which their linear stores them, so that an epilogue finds the
-32 that it has in registers side by side.
+The rank is the adapter's own: 0 where it leaves the linear as it is. It is filled up with zeros
+to whole runs of ranks; what lies beyond belonged to an earlier adapter and is never read. Inputs
+are filled up with zeros to whole pairs of vectors. Outputs lie in the order in which their linear
+stores them; of bfloat16, two ranks share a 32-bit lane, as the dot instruction wants them. So each
+kernel reads its factor from front to back.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from tokenmill.backends.llvm.packing import PAIR_ROWS, RowOrder, round_up
 from tokenmill.ir.low_rank import LowRank
 
 HEADER_BYTES = 64
-ROWS_AT_ONCE = 8
+RANKS_AT_ONCE = 8
 """Rows of A that are multiplied together: so many sums hide the time that an addition takes."""
 
 F32Array = npt.NDArray[np.float32]
@@ -41,29 +42,34 @@ class Factor:
 
     @property
     def stored_rank(self) -> int:
-        return round_up(self.rank, ROWS_AT_ONCE)
+        return round_up(self.rank, RANKS_AT_ONCE)
 
     @property
     def element(self) -> np.dtype[Any]:
         return np.dtype(np.float32 if self.dtype == "lora" else ml_dtypes.bfloat16)
 
     @property
-    def row_bytes(self) -> int:
-        """Of A: the inputs of one rank."""
-        return self.element.itemsize * self.width
+    def part_bytes(self) -> int:
+        return self.element.itemsize * self.parts[1]
+
+    @property
+    def neighbours(self) -> int:
+        """Of B: ranks that share a 32-bit lane."""
+        return 4 // self.element.itemsize
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """A is cut into runs of ranks, B into pairs: how many there are, of how many numbers."""
+        size = RANKS_AT_ONCE * self.width if self.order is None else PAIR_ROWS * self.stored_rank
+        return self.stored_rank * self.width // size, size
 
     @property
     def slot_bytes(self) -> int:
-        return HEADER_BYTES + self.stored_rank * self.row_bytes
+        return HEADER_BYTES + self.element.itemsize * self.stored_rank * self.width
 
     @property
     def size_bytes(self) -> int:
         return self.slots * self.slot_bytes
-
-    @property
-    def pair_bytes(self) -> int:
-        """Of B: 32 outputs for every rank."""
-        return self.element.itemsize * self.stored_rank * PAIR_ROWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,19 +103,28 @@ class FactorMemory:
         self.arena.view(np.int32, (1,), start)[0] = rank
         if change is None:
             return
-        start += HEADER_BYTES
-        if factor.order is None:
-            inputs = self.arena.view(factor.element, (rank, factor.width), start)
-            inputs[:, : change.down_RK.shape[1]] = change.down_RK
-            return
-        pairs = factor.width // PAIR_ROWS
-        shape = (pairs, factor.stored_rank, PAIR_ROWS)
-        outputs = self.arena.view(factor.element, shape, start)
-        outputs[:, :rank] = _stored(change.up_NR, factor.order)
+        stored = _stored_inputs if factor.order is None else _stored_outputs
+        values = stored(change, factor)
+        place = self.arena.view(factor.element, factor.parts, start + HEADER_BYTES)
+        place[: values.shape[0], : values.shape[1]] = values
 
 
-def _stored(up_NR: F32Array, order: RowOrder) -> F32Array:
-    """[pairs, R, PAIR_ROWS]: outputs in stored order, filling as zeros."""
-    rows = order.rows()
-    stored = np.where((rows >= 0)[:, None], up_NR[rows], np.float32(0))
-    return stored.reshape(-1, PAIR_ROWS, up_NR.shape[1]).swapaxes(1, 2)
+def _stored_inputs(change: LowRank, factor: Factor) -> F32Array:
+    """[runs of ranks, values]"""
+    rank, k = change.down_RK.shape
+    runs = round_up(rank, RANKS_AT_ONCE) // RANKS_AT_ONCE
+    filled = np.zeros((runs * RANKS_AT_ONCE, factor.width), np.float32)
+    filled[:rank, :k] = change.down_RK
+    pairs = filled.reshape(runs, RANKS_AT_ONCE, -1, PAIR_ROWS).swapaxes(1, 2)
+    return pairs.reshape(runs, -1)
+
+
+def _stored_outputs(change: LowRank, factor: Factor) -> F32Array:
+    """[pairs, values]: outputs in stored order, filling as zeros."""
+    assert factor.order is not None
+    rows, rank = factor.order.rows(), change.up_NR.shape[1]
+    side_by_side = factor.neighbours
+    filled = np.zeros((len(rows), round_up(rank, side_by_side)), np.float32)
+    filled[rows >= 0, :rank] = change.up_NR[rows[rows >= 0]]
+    pairs = filled.reshape(-1, PAIR_ROWS, filled.shape[1] // side_by_side, side_by_side)
+    return pairs.swapaxes(1, 2).reshape(len(pairs), -1)

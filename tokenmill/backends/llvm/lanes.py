@@ -4,6 +4,7 @@ All vectors have LANES lanes; LLVM splits them where the machine's are narrower.
 an instruction gets it spelled out here and nowhere else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2, sqrt
 
@@ -104,6 +105,26 @@ class Lanes:
             high = self.f.shuffle(x, x, range(lanes, 2 * lanes))
             x = self.combined(low, high, combine)
         return self.f.extract(x, 0)
+
+    def trees(self, vectors: Sequence[Value]) -> Value:
+        """The tree of each vector, side by side: the same sums, of several vectors at once.
+
+        Takes a power of two of vectors, LANES at most.
+        """
+        sums, width = list(vectors), LANES
+        while len(sums) > 1 or width > 1:
+            width //= 2
+            others = sums if len(sums) == 1 else sums[1::2]
+            pairs = zip(sums[::2], others, strict=True)
+            sums = [self._halved(a, b, width) for a, b in pairs]
+        return sums[0]
+
+    def _halved(self, a: Value, b: Value, width: int) -> Value:
+        """Runs of 2 * width lanes to runs of width: those of `a`, and behind them those of `b`."""
+        count = lanes_of(a.type)
+        lows = [i for i in range(count if a is b else 2 * count) if i % (2 * width) < width]
+        low, high = (self.f.shuffle(a, b, [i + s for i in lows]) for s in (0, width))
+        return low + high
 
     def combined(self, low: Value, high: Value, combine: str) -> Value:
         if combine == "min":

@@ -266,6 +266,8 @@ class _Lowering:
             LinearLowering(scope, node, segments_in(function, node)).emit()
         elif "expert_linear" in ops:
             ExpertLowering(scope, node, segments_in(function, node)).emit()
+        elif "shrink" in ops:
+            lower_shrink(scope, node)
         elif "dispatch" in ops:
             lower_dispatch(scope, node)
         elif "attention" in ops:
@@ -350,7 +352,6 @@ _PHASES = {
     "route": lower_route,
     "group": lower_group,
     "combine": lower_combine,
-    "shrink": lower_shrink,
     "sample": lower_sample,
 }
 

@@ -7,7 +7,7 @@ With many rows threads draw small items, a pair over some tiles of rows, from a 
 is slower, or is held up by other work on its processor, does less.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from tokenmill.backends.llvm.emit import Function, Value, vector
 from tokenmill.backends.llvm.epilogue import Epilogue
 from tokenmill.backends.llvm.kv_cache import Pair
 from tokenmill.backends.llvm.lanes import F32, clamp
+from tokenmill.backends.llvm.lower_adapters import Expansion, add_expansion
 from tokenmill.backends.llvm.packing import PACKINGS, PAIR_ROWS, RowOrder
 from tokenmill.backends.llvm.scope import Scope, Slot
 from tokenmill.backends.llvm.target import MOST_TILE_ROWS
@@ -33,9 +34,13 @@ Range = tuple[Value, Value]
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Linears walked together, over the same output pairs, and what follows them."""
+    """Linears walked together, over the same output pairs, and what follows them.
+
+    `expands` are what adapters add to some of the linears, by those linears' results.
+    """
 
     linears: tuple[Node, ...]
+    expands: Mapping[str, Node]
     order: RowOrder
     epilogue: Epilogue
 
@@ -77,9 +82,14 @@ def _segment(
     orders: dict[str, RowOrder],
 ) -> Segment:
     rest = [n for n in leaves if n.op not in LINEARS and reached & set(n.operands)]
-    order = orders[members[0].result.name]
-    epilogue = Epilogue(nodes=rest, visible=frozenset(visible & reached), order=order)
-    return Segment(linears=tuple(members), order=order, epilogue=epilogue)
+    return Segment(
+        linears=tuple(members),
+        expands={n.operands[0]: n for n in rest if n.op == "expand"},
+        order=orders[members[0].result.name],
+        epilogue=Epilogue(
+            nodes=[n for n in rest if n.op != "expand"], visible=frozenset(visible & reached)
+        ),
+    )
 
 
 def stored_orders(node: Node, queries: dict[str, int]) -> dict[str, RowOrder]:
@@ -113,9 +123,20 @@ class LinearLowering:
         self.segments = segments
         self.input = segments[0].linears[0].operands[0]
         self.total = scope.count(self.input)
+        self.expansions = {
+            name: Expansion(scope, expand, segment.order)
+            for segment in segments
+            for name, expand in segment.expands.items()
+        }
+
+    @property
+    def out_bytes(self) -> int:
+        """A tile's results; what adapters add lies behind them, in the same way."""
+        return self.scope.row.tile_rows * ROW_BYTES
 
     def emit(self) -> None:
-        out = self.f.variable(vector("float", self.scope.row.tile_rows * ROW_BYTES // 4))
+        size = self.out_bytes * (2 if self.expansions else 1)
+        out = self.f.variable(vector("float", size // 4))
         before = 0
         whole = sum(s.pairs * self.cost(s) for s in self.segments)
         for segment in self.segments:
@@ -148,7 +169,10 @@ class LinearLowering:
             with self.f.when(is_few):
                 wide_stop.set(start + ((stop - start) & -2))
             with self.f.loop(start, wide_stop.get(), 2) as pair:
-                self.tile_call(segment.linears, [pair, pair + 1], self.const(0), self.total, out)
+                both = [pair, pair + 1]
+                self.fetch(segment, both, self.const(0), self.total)
+                self.tile_call(segment.linears, both, self.const(0), self.total, out)
+                self.expand(segment, both, self.const(0), self.total, out)
                 for index in range(2):
                     self.finish_rows(finish, pair + index, self.const(0), self.total, out, index)
         with (
@@ -156,11 +180,13 @@ class LinearLowering:
             self.f.loop(*pairs) as pair,
             self.row_tiles(*rows) as (first, count),
         ):
+            self.fetch(segment, [pair], first, count)
             for index, linear in enumerate(segment.linears):
                 if not self.can_join(segment):
                     self.tile_call([linear], [pair], first, count, out.at(index * ROW_BYTES // 2))
             if self.can_join(segment):
                 self.joined_call(segment, pair, first, count, out)
+            self.expand(segment, [pair], first, count, out)
             self.finish_rows(finish, pair, first, count, out, 0)
 
     def const(self, value: int) -> Value:
@@ -251,6 +277,33 @@ class LinearLowering:
         stride = self.const(self.scope.buffers[self.input].stride)
         f.call_pointer(kernel, *panels, x, stride, out)
 
+    def fetch(self, segment: Segment, pairs: list[Value], first: Value, count: Value) -> None:
+        """Have what adapters add to a tile brought near while the tile is computed."""
+        for _, expansion, pair in self.expansions_of(segment, pairs):
+            self.invoke(expansion.fetch, pair, first, first + count)
+
+    def expand(
+        self, segment: Segment, pairs: list[Value], first: Value, count: Value, out: Value
+    ) -> None:
+        """Compute what adapters add to a tile."""
+        for index, expansion, pair in self.expansions_of(segment, pairs):
+            place = out.at(self.out_bytes + index * ROW_BYTES // 2)
+            self.invoke(expansion.compute, pair, first, first + count, place)
+
+    def expansions_of(
+        self, segment: Segment, pairs: list[Value]
+    ) -> Iterator[tuple[int, Expansion, Value]]:
+        """What adapters change of a tile: which of its pairs, by what, and that pair's number."""
+        tiles = [(linear.result.name, pair) for linear in segment.linears for pair in pairs]
+        for index, (name, pair) in enumerate(tiles):
+            if name in self.expansions:
+                yield index, self.expansions[name], pair
+
+    def invoke(self, function: Function, *arguments: Value) -> None:
+        """Call a function that sees what this one sees."""
+        scope = self.scope
+        self.f.invoke(function, scope.context, scope.weights, scope.layer, *arguments)
+
     def finish_rows(
         self,
         finish: Function,
@@ -263,10 +316,7 @@ class LinearLowering:
         """Run the epilogue on the results of a tile, row by row."""
         with self.f.loop(0, count) as i:
             results = out.at(i * ROW_BYTES).at(index * ROW_BYTES // 2)
-            scope = self.scope
-            self.f.invoke(
-                finish, scope.context, scope.weights, scope.layer, first + i, pair, results
-            )
+            self.invoke(finish, first + i, pair, results)
 
     def epilogue_function(self, segment: Segment) -> Function:
         """`finish(context, weights, layer, row, pair, results)`, shared by all tile sizes."""
@@ -276,12 +326,13 @@ class LinearLowering:
         f = self.scope.module.function(name, "void", list(zip(names, kinds, strict=True)))
         context, weights, layer, row, pair, results = f.parameters
         inside = replace(self.scope, f=f, context=context, weights=weights, layer=layer)
-        made = {
-            linear.result.name: self.with_bias(
-                inside, linear, segment.order, pair, results.at(index * ROW_BYTES // 2)
-            )
-            for index, linear in enumerate(segment.linears)
-        }
+        made: dict[str, Pair] = {}
+        for index, linear in enumerate(segment.linears):
+            name, place = linear.result.name, results.at(index * ROW_BYTES // 2)
+            made[name] = self.with_bias(inside, linear, segment.order, pair, place)
+            if expand := segment.expands.get(name):
+                added = place.at(self.out_bytes)
+                made[expand.result.name] = add_expansion(inside, made[name], row, added)
         segment.epilogue.run(inside, made, row, pair)
         f.ret()
         return f
