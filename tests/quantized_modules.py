@@ -241,14 +241,12 @@ SCHEMES: dict[str, Scheme] = {
     "gptq, zero points": Scheme(
         make=partial(gptq, is_symmetric=False),
         config=GPTQ | {"sym": False},
-        format="q4",
-        most_error=5e-4,
+        format="q4_z",
     ),
     "gptq v2, zero points": Scheme(
         make=partial(gptq, is_symmetric=False, is_v2=True),
         config=GPTQ | {"sym": False, "checkpoint_format": "gptq_v2"},
-        format="q4",
-        most_error=5e-4,
+        format="q4_z",
     ),
     "gptq, act-order": Scheme(
         make=partial(gptq, is_act_order=True),
@@ -264,12 +262,11 @@ SCHEMES: dict[str, Scheme] = {
     "gptq, 8 bits, zero points": Scheme(
         make=partial(gptq, bits=8, is_symmetric=False),
         config=GPTQ | {"bits": 8, "sym": False},
-        format="q8",
-        most_error=0.008,
+        format="q8_z",
     ),
-    "awq": Scheme(make=awq, config=AWQ, format="q4", most_error=5e-4),
+    "awq": Scheme(make=awq, config=AWQ, format="q4_z"),
     "awq, group 64": Scheme(
-        make=partial(awq, group=64), config=AWQ | {"group_size": 64}, format="q4", most_error=5e-4
+        make=partial(awq, group=64), config=AWQ | {"group_size": 64}, format="q4_z"
     ),
     "awq, no zero points": Scheme(
         make=partial(awq, has_zeros=False), config=AWQ | {"zero_point": False}, format="q4_0"
@@ -282,8 +279,7 @@ SCHEMES: dict[str, Scheme] = {
     "packed int4, zero points": Scheme(
         make=partial(pack_quantized, is_symmetric=False, group=64),
         config=compressed("pack-quantized", strategy="group", group_size=64, symmetric=False),
-        format="q4",
-        most_error=5e-4,
+        format="q4_z",
     ),
     "packed int4, act-order": Scheme(
         make=partial(pack_quantized, is_act_order=True),
@@ -311,8 +307,8 @@ SCHEMES: dict[str, Scheme] = {
     "int8, zero points": Scheme(
         make=partial(int_quantized, has_zeros=True),
         config=compressed("int-quantized", num_bits=8, strategy="channel", symmetric=False),
-        format="q8",
-        most_error=0.008,
+        format="q8_z",
+        most_error=5e-4,
     ),
     "fp8, blocks": Scheme(
         make=partial(fp8, block=(48, 32)),
@@ -320,16 +316,19 @@ SCHEMES: dict[str, Scheme] = {
         format="q8",
         most_error=0.008,
     ),
+    "fp8, large blocks": Scheme(
+        make=partial(fp8, block=(48, 128)),
+        config=FP8 | {"weight_block_size": [48, 128]},
+        format="f8",
+    ),
     "fp8, one scale": Scheme(
         make=partial(fp8, kind="tensor", scale_name="weight_scale"),
         config=FP8 | {"weight_block_size": None},
-        format="q8",
-        most_error=0.008,
+        format="f8",
     ),
     "compressed fp8": Scheme(
         make=partial(fp8, kind="channel", scale_name="weight_scale"),
         config=compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
-        format="q8",
-        most_error=0.008,
+        format="f8",
     ),
 }

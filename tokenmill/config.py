@@ -7,7 +7,20 @@ from tokenmill.errors import UsageError
 CHEAP_ROWS = 8
 """Rows of one step up to which a row more costs little: reading the weights takes the time."""
 
-QUANTIZATIONS = ("auto", "q4_0", "q4_k", "q4", "q5_k", "q6_k", "q8", "bf16", "f32")
+QUANTIZATIONS = (
+    "auto",
+    "q4_0",
+    "q4_z",
+    "q4_k",
+    "q4",
+    "q5_k",
+    "q6_k",
+    "q8_z",
+    "q8",
+    "f8",
+    "bf16",
+    "f32",
+)
 ACTIVATIONS = ("bf16", "int8", "f32")
 KV_CACHES = ("auto", "bf16", "f32", "int8")
 POOLINGS = ("auto", "last", "mean", "cls")

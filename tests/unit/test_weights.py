@@ -211,7 +211,7 @@ def test_quantization_applies_to_matrices_and_spares_the_head(
 ) -> None:
     checkpoint = open_checkpoint(write_hf_folder(tmp_path, random_weights()))
     matrix = "bf16" if quantization == "auto" else quantization
-    head = "q8" if quantization in ("q4", "q4_0", "q4_k", "q5_k") else matrix
+    head = "q8" if quantization in ("q4", "q4_0", "q4_z", "q4_k", "q5_k") else matrix
     for name, loaded in load(checkpoint, quantization).items():
         is_vector = len(checkpoint.tensors[name].shape) == 1
         expected = "f32" if is_vector else head if name in ("embed", "lm_head") else matrix

@@ -5,7 +5,9 @@ most formats have no minimum. The last group of a row may be short. A scale may 
 files have such groups, and they are kept as they are.
 
 The K formats are ggml's: SUPER weights share a float16 scale (and minimum), and a group's own is
-that times a small integer, its factor. The product is exact in float32.
+that times a small integer, its factor. The Z formats are those of GPTQ and AWQ: a group has a zero
+point, an integer like its quants, and the minimum is -scale * zero. Such products are exact in
+float32. f8 is e4m3 with a float32 scale for each 128 weights, as finer ones of files are rare.
 Shapes: N outputs (rows), K inputs (columns), G groups and S super-groups a row, rounded up.
 """
 
@@ -22,6 +24,8 @@ from tokenmill.ir.rounding import round_q4, round_q8, round_signed, round_unsign
 GROUP = 32
 SUPER = 256
 
+_U8, _I8, _F16 = np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.float16)
+
 Array = npt.NDArray[np.generic]
 F32Array = npt.NDArray[np.float32]
 
@@ -30,7 +34,8 @@ F32Array = npt.NDArray[np.float32]
 class Format:
     """One row of the table of weight formats.
 
-    `lowest` and `highest` bound the integers; `factor_dtype` is that of the factors of a K format.
+    `lowest` and `highest` bound the quants; `scale_group` weights share a scale (and minimum);
+    `factor_dtype` is that of the factors of a K format.
     """
 
     name: str
@@ -40,26 +45,31 @@ class Format:
     lowest: int = 0
     highest: int = 0
     has_scale: bool = True
+    scale_dtype: np.dtype[np.generic] = _F16
+    scale_group: int = GROUP
     has_minimum: bool = False
+    has_zero: bool = False
     factor_dtype: np.dtype[np.generic] | None = None
     factor_limit: int = 0  # of their magnitude
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether quants are integers, which the int8 dot takes."""
+        return bool(np.issubdtype(self.quant_dtype, np.integer))
+
     def planes(self, n: int, k: int) -> dict[str, tuple[tuple[int, int], np.dtype[np.generic]]]:
         """Shape and dtype of each array that a weight [n, k] has beside its quants, by name."""
-        groups = (n, -(-k // self.group))
+        groups, outer = (n, -(-k // self.group)), (n, -(-k // self.scale_group))
         factors = self.factor_dtype
-        half: np.dtype[np.generic] = np.dtype(np.float16)
-        outer = groups if factors is None else (n, -(-k // SUPER))
         found: dict[str, tuple[tuple[int, int], np.dtype[np.generic]]] = {}
-        found |= {"scales": (outer, half)} if self.has_scale else {}
-        found |= {"minimums": (outer, half)} if self.has_minimum else {}
+        found |= {"scales": (outer, self.scale_dtype)} if self.has_scale else {}
+        found |= {"minimums": (outer, self.scale_dtype)} if self.has_minimum else {}
+        found |= {"zeros": (groups, self.quant_dtype)} if self.has_zero else {}
         if factors is not None:
             found["scale_factors"] = (groups, factors)
             found |= {"minimum_factors": (groups, factors)} if self.has_minimum else {}
         return found
 
-
-_U8, _I8 = np.dtype(np.uint8), np.dtype(np.int8)
 
 FORMATS: dict[str, Format] = {
     f.name: f
@@ -67,12 +77,22 @@ FORMATS: dict[str, Format] = {
         Format(name="q4", quant_dtype=_U8, bits_per_weight=5.0, highest=15, has_minimum=True),
         Format(name="q8", quant_dtype=_I8, bits_per_weight=8.5, lowest=-127, highest=127),
         Format(name="q4_0", quant_dtype=_I8, bits_per_weight=4.5, lowest=-8, highest=7),
+        Format(name="q4_z", quant_dtype=_U8, bits_per_weight=4.75, highest=15, has_zero=True),
+        Format(
+            name="q8_z",
+            quant_dtype=_I8,
+            bits_per_weight=8.75,
+            lowest=-128,
+            highest=127,
+            has_zero=True,
+        ),
         Format(
             name="q4_k",
             quant_dtype=_U8,
             bits_per_weight=4.5,
             highest=15,
             has_minimum=True,
+            scale_group=SUPER,
             factor_dtype=_U8,
             factor_limit=63,
         ),
@@ -82,6 +102,7 @@ FORMATS: dict[str, Format] = {
             bits_per_weight=5.5,
             highest=31,
             has_minimum=True,
+            scale_group=SUPER,
             factor_dtype=_U8,
             factor_limit=63,
         ),
@@ -92,8 +113,18 @@ FORMATS: dict[str, Format] = {
             group=16,
             lowest=-32,
             highest=31,
+            scale_group=SUPER,
             factor_dtype=_I8,
             factor_limit=127,
+        ),
+        Format(
+            name="f8",
+            quant_dtype=np.dtype(ml_dtypes.float8_e4m3fn),
+            bits_per_weight=8.25,
+            lowest=-448,
+            highest=448,
+            scale_dtype=np.dtype(np.float32),
+            scale_group=128,
         ),
         Format(
             name="bf16",
@@ -105,7 +136,7 @@ FORMATS: dict[str, Format] = {
     )
 }
 
-PLANES = ("scales", "minimums", "scale_factors", "minimum_factors")
+PLANES = ("scales", "minimums", "zeros", "scale_factors", "minimum_factors")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +150,7 @@ class Weight:
     quants: Array
     scales: Array | None = None
     minimums: Array | None = None
+    zeros: Array | None = None
     scale_factors: Array | None = None
     minimum_factors: Array | None = None
 
@@ -151,17 +183,19 @@ class Weight:
 
     def group_minimums(self) -> F32Array | None:
         """Each group's minimum, [N, G] float32, or None for a format without."""
-        return self._by_group(self.minimums, self.minimum_factors)
+        if self.zeros is None:
+            return self._by_group(self.minimums, self.minimum_factors)
+        return self._by_group(self.scales, -self.zeros.astype(np.float32))
 
     def _by_group(self, plane: Array | None, factors: Array | None) -> F32Array | None:
         if plane is None:
             return None
+        row = FORMATS[self.format]
+        num_groups = -(-self.shape[1] // row.group)
         wide = plane.astype(np.float32)
-        if factors is None:
-            return wide
-        repeats = SUPER // FORMATS[self.format].group
-        product: F32Array = wide.repeat(repeats, axis=1)[:, : factors.shape[1]]
-        product *= factors.astype(np.float32)
+        product: F32Array = wide.repeat(row.scale_group // row.group, axis=1)[:, :num_groups]
+        if factors is not None:
+            product *= factors.astype(np.float32)
         return product
 
     def dequantize(self) -> F32Array:
@@ -219,6 +253,36 @@ def _quantize_plain_signed(values: F32Array, name: str) -> Weight:
         integers = _to_integers(columns, found.astype(np.float32), np.float32(0), row)
         quants[rows], scales[rows] = _rows(integers, k), found.reshape(-1, scales.shape[1])
     return Weight(format=name, quants=quants, scales=scales)
+
+
+def _quantize_with_zero(values: F32Array, name: str) -> Weight:
+    """A Z format: a group's range, widened to hold 0, is cut into as many steps as quants have."""
+    row = FORMATS[name]
+    n, k = values.shape
+    kinds = row.planes(n, k)
+    planes: dict[str, Array] = {p: np.empty(shape, dtype) for p, (shape, dtype) in kinds.items()}
+    quants = np.empty((n, k), row.quant_dtype)
+    for rows in _row_chunks(n, k):
+        columns = _columns(values[rows])
+        low, high = np.minimum(columns.min(axis=0), 0), np.maximum(columns.max(axis=0), 0)
+        scales = ((high - low) / np.float32(row.highest - row.lowest)).astype(np.float16)
+        wide = scales.astype(np.float32)
+        zeros = _to_integers(-low, wide, wide * np.float32(-row.lowest), row)
+        quants[rows] = _rows(_to_integers(columns, wide, -wide * zeros, row), k)
+        planes["scales"][rows] = scales.reshape(-1, kinds["scales"][0][1])
+        planes["zeros"][rows] = zeros.reshape(-1, kinds["zeros"][0][1])
+    return Weight(format=name, quants=quants, **planes)
+
+
+def _quantize_f8(values: F32Array) -> Weight:
+    """The largest weight of each `scale_group` becomes the largest number of e4m3."""
+    row = FORMATS["f8"]
+    n, k = values.shape
+    columns = _columns(values, row.scale_group)
+    scales = np.abs(columns).max(axis=0) / np.float32(row.highest)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 1e-37)
+    quants = _rows((columns * inverse).astype(row.quant_dtype), k)
+    return Weight(format="f8", quants=quants, scales=scales.reshape(n, -1))
 
 
 def _quantize_k(values: F32Array, name: str) -> Weight:
@@ -282,6 +346,9 @@ _QUANTIZERS: dict[str, Callable[[F32Array], Weight]] = {
     "q4_k": partial(_quantize_k, name="q4_k"),
     "q5_k": partial(_quantize_k, name="q5_k"),
     "q6_k": partial(_quantize_k, name="q6_k"),
+    "q4_z": partial(_quantize_with_zero, name="q4_z"),
+    "q8_z": partial(_quantize_with_zero, name="q8_z"),
+    "f8": _quantize_f8,
     "bf16": lambda v: Weight(format="bf16", quants=v.astype(ml_dtypes.bfloat16)),
     "f32": lambda v: Weight(format="f32", quants=v),
 }

@@ -18,6 +18,7 @@ from tokenmill.models.encodings import (
 )
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 from tokenmill.models.progress import Progress, SilentProgress
+from tokenmill.models.quantized.float8 import FLOAT8, as_weight
 from tokenmill.models.quantized.integers import (
     INTEGER_ENCODINGS,
     VALUE_ENCODINGS,
@@ -31,7 +32,7 @@ QUANTIZATIONS = ("auto", *FORMATS)
 
 # 4 bits in the first two cost 10 % error in the logits; the others are small.
 _WIDE_NAMES = ("embed", "lm_head", "positions", "segments")
-_NARROW = ("q4_0", "q4_k", "q4", "q5_k")  # formats that these do not get
+_NARROW = ("q4_0", "q4_z", "q4_k", "q4", "q5_k")  # formats that these do not get
 _EXACT_PART = "router"  # a rounded one would send tokens to other experts
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # old folders save it; it follows from rope_theta
 _CHUNK_LEN = 2**17  # weights decoded at a time; bounds the temporaries
@@ -121,7 +122,7 @@ def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
 
 
 def _matrix_encodings() -> list[str]:
-    others = (*INTEGER_ENCODINGS, *VALUE_ENCODINGS)
+    others = (*INTEGER_ENCODINGS, FLOAT8, *VALUE_ENCODINGS)
     return [*FLOAT_ENCODINGS, *QUANT_ENCODINGS, *REQUANTIZED_ENCODINGS, *others]
 
 
@@ -156,7 +157,7 @@ def _target(name: str, info: TensorInfo, quantization: str) -> str:
         return "bf16"
     if (encoding := QUANT_ENCODINGS.get(info.encoding)) is not None:
         return encoding.format
-    return INTEGER_ENCODINGS.get(info.encoding, "q8")
+    return "f8" if info.encoding == FLOAT8 else INTEGER_ENCODINGS.get(info.encoding, "q8")
 
 
 def decode(tensor: EncodedTensor, format_name: str) -> tuple[Weight, float]:
@@ -201,6 +202,11 @@ def _decode_rows(
         values = integers.dequantize()
         if (nearest := integers.as_weight(format_name)) is not None:
             return nearest, values
+    elif encoding_name == FLOAT8:
+        numbers = as_weight(data, info.shape[-1])
+        if format_name == numbers.format:
+            return numbers, None
+        values = numbers.dequantize()
     elif encoding_name in VALUE_ENCODINGS:
         values = data.view(np.float32)
     else:
@@ -223,8 +229,10 @@ def _squared_norm(values: npt.NDArray[np.floating]) -> float:
 
 
 def _check_finite(tensor: EncodedTensor, weight: Weight, values: F32Array | None) -> None:
-    halves = [p for p in (weight.scales, weight.minimums) if p is not None]
-    if all(_is_finite(plane) for plane in halves or [weight.quants]):
+    planes = [p for p in (weight.scales, weight.minimums) if p is not None]
+    if not FORMATS[weight.format].is_integer:
+        planes.append(weight.quants)
+    if all(_is_finite(plane) for plane in planes):
         return
     if values is not None and _is_finite(values):
         wider = "f32" if weight.format == "bf16" else "bf16"

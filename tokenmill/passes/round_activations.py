@@ -10,7 +10,8 @@ from tokenmill.ir.graph import Function, Graph, Names, Node, Type, Value
 from tokenmill.ir.low_rank import FACTORS
 
 ROUNDED_FOR = {
-    **{n: {a: a for a in ("f32", "bf16", "int8")} for n, f in FORMATS.items() if f.has_scale},
+    **{n: {a: a for a in ("f32", "bf16", "int8")} for n, f in FORMATS.items() if f.is_integer},
+    "f8": {"f32": "f32", "bf16": "bf16", "int8": "bf16"},
     "bf16": {"f32": "f32", "bf16": "bf16", "int8": "bf16"},
     "f32": {"f32": "f32", "bf16": "f32", "int8": "f32"},
 }

@@ -58,18 +58,22 @@ def bf16_pairs(chunk: Bytes) -> Quants:
     return pairs.swapaxes(0, 1).reshape(LANES, 8)
 
 
+def planes(dtype: type) -> Unpack:
+    return lambda chunk: chunk.view(dtype).reshape(8, LANES).T
+
+
 UNPACKERS: dict[tuple[str, str], Unpack] = {
-    ("q8", "bf16"): lambda chunk: chunk.view(np.int8).reshape(8, LANES).T,
-    ("q8", "f32"): lambda chunk: chunk.view(np.int8).reshape(8, LANES).T,
-    ("q8", "int8"): q8_quads,
+    **{(name, dot): planes(np.int8) for name in ("q8", "q8_z") for dot in ("bf16", "f32")},
+    **{(name, "int8"): q8_quads for name in ("q8", "q8_z")},
+    **{("f8", dot): planes(ml_dtypes.float8_e4m3fn) for dot in ("bf16", "f32")},
     ("bf16", "bf16"): bf16_pairs,
     ("bf16", "f32"): bf16_pairs,
-    ("f32", "f32"): lambda chunk: chunk.view(np.float32).reshape(8, LANES).T,
+    ("f32", "f32"): planes(np.float32),
 }
 """A chunk of bytes to quants [LANES, chunk_k], written down from the docstring of packing.py."""
 
 for name, inputs, high in (
-    *((name, 8, 0) for name in ("q4", "q4_0", "q4_k")),
+    *((name, 8, 0) for name in ("q4", "q4_0", "q4_z", "q4_k")),
     ("q5_k", 32, 1),
     ("q6_k", 16, 2),
 ):
@@ -82,6 +86,13 @@ ADDED = {"q4_0": 8, "q6_k": 32}
 def unpack_header(packing: Packing, header: Bytes, groups: int) -> dict[str, Quants]:
     """Planes [LANES, columns] of one block, written down from the docstring of headers.py."""
     row = FORMATS[packing.format]
+    if packing.format == "f8":
+        records = -(-groups // 4)
+        return {"scales": header[: 64 * records].view(np.float32).reshape(records, LANES).T}
+    if row.has_zero:
+        halves, zeros = np.split(header[: 3 * groups * LANES], [2 * groups * LANES])
+        scales = halves.view(np.float16).reshape(groups, LANES).T
+        return {"scales": scales, "zeros": zeros.view(row.quant_dtype).reshape(groups, LANES).T}
     if row.factor_dtype is None:
         count = int(row.has_scale) + int(row.has_minimum)
         planes = header[: 2 * count * groups * LANES].view(np.float16)
@@ -111,7 +122,7 @@ def unpack(blocks: Bytes, packing: Packing, k: int) -> Weight:
     groups = -(-k // GROUP)
     row = FORMATS[packing.format]
     quants = np.empty(
-        (len(blocks), LANES, groups * GROUP), np.int16 if row.has_scale else np.float32
+        (len(blocks), LANES, groups * GROUP), np.int16 if row.is_integer else np.float32
     )
     n = len(blocks) * LANES
     planes = {name: np.empty(shape, dtype) for name, (shape, dtype) in row.planes(n, k).items()}

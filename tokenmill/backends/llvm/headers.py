@@ -1,7 +1,8 @@
 """Headers of packed blocks: how scales and minimums lie there, and how a kernel reads them.
 
-A plain header holds a float16 a lane for each group: all scales, then all minimums. One of a K
-format holds, for each SUPER inputs, what its groups share and their factors:
+A plain header holds a float16 a lane for each group: all scales, then all minimums; in a Z format
+the latter are zero points, a byte a lane. That of f8 holds a float32 a lane for each 128 inputs.
+One of a K format holds, for each SUPER inputs, what its groups share and their factors:
 
     q4_k, q5_k   [64 bytes: low nibbles of the scales' factors][64: of the minimums']
                  [64: upper bits of both][scale: LANES float16][minimum: LANES float16]
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenmill.backends.llvm.emit import Value
-from tokenmill.backends.llvm.lanes import HALF, Lanes
+from tokenmill.backends.llvm.lanes import F32, HALF, Lanes
 from tokenmill.ir.formats import FORMATS, SUPER, Array
 from tokenmill.ir.order import GROUP, LANES
 
@@ -28,6 +29,7 @@ Planes = dict[str, Array]
 Scales = tuple[Value | None, Value | None]
 
 _PLANE = 2 * LANES  # bytes of a float16 a lane
+_WIDE_PLANE = 4 * LANES
 _PER_SUPER = SUPER // GROUP
 _BYTES = f"<{4 * LANES} x i8>"
 
@@ -95,6 +97,29 @@ class _MinimumReader(_PlainReader):
     has_minimum = True
 
 
+class _ZeroReader(_PlainReader):
+    """The minimum is -scale * zero, which float32 holds exactly."""
+
+    extend = "zext"
+
+    def scales(self, group: Value, part: int, slot: int) -> Scales:
+        scale, _ = super().scales(group, part, slot)
+        assert scale is not None
+        zeros = self.blocks[slot].at(self.groups * _PLANE)
+        zero = self.factor(zeros.at(group * LANES), self.extend)
+        return scale, (self.f.const(F32, 0.0) - zero) * scale
+
+
+class _SignedZeroReader(_ZeroReader):
+    extend = "sext"
+
+
+class _WideReader(Reader):
+    def scales(self, group: Value, part: int, slot: int) -> Scales:
+        scales = self.blocks[slot].at((group >> 2) * _WIDE_PLANE)
+        return self.f.load(F32, scales, _WIDE_PLANE), None
+
+
 class _NoReader(Reader):
     def scales(self, group: Value, part: int, slot: int) -> Scales:
         return None, None
@@ -114,6 +139,27 @@ class _PlainHeader(Header):
     def pack(self, planes: Planes, groups: int) -> ByteArray:
         flat = [_flat_bytes(plane) for plane in planes.values()]
         return np.concatenate([*flat, np.zeros((len(flat[0]) if flat else 1, 0), np.uint8)], axis=1)
+
+
+class _ZeroHeader(_PlainHeader):
+    def __init__(self, *, is_signed: bool) -> None:
+        self.reader = _SignedZeroReader if is_signed else _ZeroReader
+
+    def group_bytes(self) -> int:
+        return _PLANE + LANES
+
+
+class _WideHeader(_PlainHeader):
+    """float32 scales, each for four groups."""
+
+    def __init__(self) -> None:
+        self.reader = _WideReader
+
+    def group_bytes(self) -> int:
+        return _WIDE_PLANE // 4
+
+    def size(self, groups: int) -> int:
+        return -(-groups // 4) * _WIDE_PLANE
 
 
 class _KHeader(Header):
@@ -224,6 +270,10 @@ def _flat_bytes(array: Array, keep: int = 1) -> ByteArray:
 
 def _header_of(name: str) -> Header:
     row = FORMATS[name]
+    if row.has_zero:
+        return _ZeroHeader(is_signed=row.lowest < 0)
+    if row.scale_dtype == np.float32:
+        return _WideHeader()
     if row.factor_dtype is None:
         return _PlainHeader(int(row.has_scale) + int(row.has_minimum))
     return _SixBitHeader() if row.has_minimum else _EightBitHeader()

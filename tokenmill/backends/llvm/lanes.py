@@ -286,6 +286,17 @@ _NATIVE = {
 """By instruction and bytes a register."""
 
 
+def f8_to_f32(f: Function, x: Value) -> Value:
+    """Bytes that hold float8 (e4m3) to float32, exactly; not its NaN.
+
+    Sign, exponent and mantissa are put in their places, and what the two exponents start from is
+    made up for by a product, which is right for subnormal numbers too.
+    """
+    bits = (f.cast("sext", x, "i32") << 20) & (0x87F00000 - 2**32)
+    kind = "float" if lanes_of(x.type) == 1 else vector("float", lanes_of(x.type))
+    return f.bitcast(bits, kind) * 2.0**120
+
+
 def clamp(f: Function, value: Value, low: Operand, high: Operand) -> Value:
     """An integer between two bounds."""
     value = f.select(value.compare("slt", low), f.same(value, low), value)

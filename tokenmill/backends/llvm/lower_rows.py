@@ -7,7 +7,7 @@ from tokenmill.backends.llvm.emit import Value
 from tokenmill.backends.llvm.epilogue import Epilogue, load_pair, load_value
 from tokenmill.backends.llvm.headers import Reader
 from tokenmill.backends.llvm.kv_cache import store_keys, store_values, token_head
-from tokenmill.backends.llvm.lanes import F32
+from tokenmill.backends.llvm.lanes import F32, f8_to_f32
 from tokenmill.backends.llvm.packing import PACKINGS, PAIR_ROWS, Packing, RowOrder
 from tokenmill.backends.llvm.scope import Scope, Slot, pairs_of
 from tokenmill.ir.formats import FORMATS
@@ -87,12 +87,14 @@ def _element(scope: Scope, packing: Packing, chunk: Value, lane: Value, k: int) 
     """Quant k of a chunk in one lane, as float; the layouts of packing.py, read singly."""
     f = scope.f
     match packing.format, packing.dot:
-        case "q8", "int8":
+        case "q8" | "q8_z", "int8":
             byte = f.load("i8", chunk.at((k // 4) * 64).at(lane * 4).at(k % 4))
             return f.cast("sitofp", f.cast("sext", byte ^ -128, "i32"), "float")
-        case "q8", _:
+        case "q8" | "q8_z", _:
             byte = f.load("i8", chunk.at(k * LANES).at(lane))
             return f.cast("sitofp", f.cast("sext", byte, "i32"), "float")
+        case "f8", _:
+            return f8_to_f32(f, f.load("i8", chunk.at(k * LANES).at(lane)))
         case "bf16", _:
             short = f.load("i16", chunk.at((k // 2) * 64).at(lane * 4).at(2 * (k % 2)))
             return f.bitcast(f.cast("zext", short, "i32") << 16, "float")

@@ -16,11 +16,12 @@ Within a chunk the layout depends on the dot (lane l is output row l of the bloc
                 pairs: bit p of each half for pair p; quads: bit i of byte c for k = 4i + c
     q6          16 inputs: two words of nibbles, then one of the two upper bits of each: pairs:
                 bits 2p of each half; quads: bits 2i of byte c
-    q8, planes  8 inputs: [k][lane] signed bytes
+    q8, planes  8 inputs: [k][lane] signed bytes, of f8 those of its numbers
     q8, quads   8 inputs: [k / 4][lane][k % 4] bytes, 128 added
     bf16        8 inputs: [k / 2][lane][k % 2];  f32: [k][lane]
 
-q4_0 and q4_k lie as q4; q4_0 and q6_k have 8 and 32 added, so that their quants are unsigned.
+q4_0, q4_z and q4_k lie as q4, q8_z as q8; q4_0 and q6_k have 8 and 32 added, so that their quants
+are unsigned.
 `rows` says which output row each lane takes; -1 is a row of zeros. K is filled up with zeros.
 """
 
@@ -153,14 +154,14 @@ def _pack_f32(quants: Array) -> ByteArray:
 PACKINGS: dict[tuple[str, str], Packing] = {
     (fmt, dot): Packing(format=fmt, dot=dot, chunk_k=inputs, chunk_bytes=size, pack=pack)
     for formats, dots, inputs, size, pack in (
-        (("q4", "q4_0", "q4_k"), ("bf16", "f32"), 8, 64, _pack_q4_pairs),
-        (("q4", "q4_0", "q4_k"), ("int8",), 8, 64, _pack_q4_quads),
+        (("q4", "q4_0", "q4_z", "q4_k"), ("bf16", "f32"), 8, 64, _pack_q4_pairs),
+        (("q4", "q4_0", "q4_z", "q4_k"), ("int8",), 8, 64, _pack_q4_quads),
         (("q5_k",), ("bf16", "f32"), 32, 320, _pack_q5_pairs),
         (("q5_k",), ("int8",), 32, 320, _pack_q5_quads),
         (("q6_k",), ("bf16", "f32"), 16, 192, _pack_q6_pairs),
         (("q6_k",), ("int8",), 16, 192, _pack_q6_quads),
-        (("q8",), ("bf16", "f32"), 8, 128, _pack_q8_planes),
-        (("q8",), ("int8",), 8, 128, _pack_q8_quads),
+        (("q8", "q8_z", "f8"), ("bf16", "f32"), 8, 128, _pack_q8_planes),
+        (("q8", "q8_z"), ("int8",), 8, 128, _pack_q8_quads),
         (("bf16",), ("bf16", "f32"), 8, 256, _pack_bf16),
         (("f32",), ("f32",), 8, 512, _pack_f32),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tokenmill.backends.llvm.emit import Function, Module, Value, Variable
 from tokenmill.backends.llvm.headers import Scales
-from tokenmill.backends.llvm.lanes import F32, I32, Lanes
+from tokenmill.backends.llvm.lanes import F32, I32, Lanes, f8_to_f32
 from tokenmill.backends.llvm.packing import PACKINGS, Packing
 from tokenmill.backends.llvm.target import Row
 from tokenmill.ir.formats import FORMATS
@@ -202,6 +202,23 @@ def _q8_int8(lanes: Lanes, chunk: Value) -> Unpacked:
         yield 4 * index, word
 
 
+def _f8_plane(lanes: Lanes, chunk: Value, k: int) -> Value:
+    quants = lanes.f.load(f"<{LANES} x i8>", chunk.at(LANES * k), LANES)
+    return f8_to_f32(lanes.f, quants)
+
+
+def _f8_f32(lanes: Lanes, chunk: Value) -> Unpacked:
+    for k in range(8):
+        yield k, _f8_plane(lanes, chunk, k)
+
+
+def _f8_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
+    """Three bits of mantissa leave the lower half empty."""
+    for k in range(0, 8, 2):
+        low, high = (lanes.f.bitcast(_f8_plane(lanes, chunk, k + i), I32) for i in range(2))
+        yield k, (low >> 16) | high
+
+
 def _bf16_bf16(lanes: Lanes, chunk: Value) -> Unpacked:
     for index, word in enumerate(_words(lanes.f, chunk, 4)):
         yield 2 * index, word
@@ -220,6 +237,7 @@ def _f32_f32(lanes: Lanes, chunk: Value) -> Unpacked:
 
 _UNPACKERS: dict[tuple[str, str], Unpacker] = {
     ("q4", "bf16"): _q4_bf16,
+    ("q4_z", "bf16"): _q4_bf16,
     ("q4_k", "bf16"): _q4_bf16,
     ("q5_k", "bf16"): _q5_bf16,
     ("q4_0", "bf16"): _q4_0_bf16,
@@ -227,15 +245,19 @@ _UNPACKERS: dict[tuple[str, str], Unpacker] = {
     ("q8", "bf16"): _q8_bf16,
     ("q8", "f32"): _q8_f32,
     ("q8", "int8"): _q8_int8,
+    ("f8", "bf16"): _f8_bf16,
+    ("f8", "f32"): _f8_f32,
     ("bf16", "bf16"): _bf16_bf16,
     ("bf16", "f32"): _bf16_f32,
     ("f32", "f32"): _f32_f32,
 }
-for _name, _upper_bits in (("q4", 0), ("q4_0", 0), ("q4_k", 0), ("q5_k", 1), ("q6_k", 2)):
-    _UNPACKERS[_name, "f32"] = _nibbles_f32(_name, _upper_bits)
-    _UNPACKERS[_name, "int8"] = _nibbles_int8(_name, _upper_bits)
+_UNPACKERS |= {("q8_z", dot): _UNPACKERS["q8", dot] for dot in ("bf16", "f32", "int8")}
+for _names, _upper_bits in ((("q4", "q4_0", "q4_z", "q4_k"), 0), (("q5_k",), 1), (("q6_k",), 2)):
+    for _name in _names:
+        _UNPACKERS[_name, "f32"] = _nibbles_f32(_name, _upper_bits)
+        _UNPACKERS[_name, "int8"] = _nibbles_int8(_name, _upper_bits)
 
-OFFSETS = {("q4", "bf16"): 128.0, ("q4_k", "bf16"): 128.0, ("q5_k", "bf16"): 128.0}
+OFFSETS = {(name, "bf16"): 128.0 for name in ("q4", "q4_z", "q4_k", "q5_k")}
 """What an unpacker adds to every weight; the minimum takes it away again."""
 
 
@@ -328,7 +350,7 @@ class _TileBody:
             return self.f.const(F32, 0.0)
         start = row.at(self.record.starts).at(group * 4)
         match self.tile.format:
-            case "q8":
+            case "q8" | "q8_z":
                 return self.lanes.splat(self.f.load("i32", start))
             case "q4_0":
                 return self.lanes.splat(self.f.load("i32", start).shift_signed(4))

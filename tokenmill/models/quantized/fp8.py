@@ -8,16 +8,20 @@ weight is multiplied by. What concerns activations is left out: they keep our fo
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import numpy as np
+import numpy.typing as npt
 
 from tokenmill.models.fields import Fields
 from tokenmill.models.mapped import FileTensor, MappedTensor, U8Array, UnpackedTensor
+from tokenmill.models.quantized.float8 import FLOAT8, RUN, to_bytes
 from tokenmill.models.quantized.module import SCALE_DTYPES, Module, Shape, find_modules
 
 _SCALES = ("weight_scale_inv", "weight_scale")
 _LEFT_OUT = ("input_scale", "activation_scale", "input_scale_ub", "k_scale", "v_scale")
-_ROWS = 1024  # unpacked at a time, to bound the temporaries
+
+F32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +65,48 @@ def unpack(
 def fp8_weight(module: Module, scale: str, block: tuple[int, int] | None) -> UnpackedTensor:
     """A weight of any of the three kinds of scale, told apart by the scale's shape."""
     n, k = module.shape("weight", ("F8_E4M3",), rank=2)
-    shapes: list[Shape] = [(), (1,), (1, 1), (n,), (n, 1)]
-    if block is not None:
-        shapes.append((-(-n // block[0]), -(-k // block[1])))
-    module.require(scale, SCALE_DTYPES, *shapes)
-    return module.weight((n, k), "fp8", ("weight", scale), partial(_values, module, scale, block))
-
-
-def _values(module: Module, scale: str, block: tuple[int, int] | None) -> U8Array:
-    weight, scales = module.read("weight"), module.read_floats(scale)
-    n, k = weight.shape
-    if block is not None and scales.shape == (-(-n // block[0]), -(-k // block[1])):
-        wide = scales.repeat(block[1], axis=1)[:, :k].repeat(block[0], axis=0)[:n]
-    elif scales.size == 1:
-        wide = np.broadcast_to(scales.reshape(1, 1), (n, 1))
+    covered = _covered(module, scale, block, (n, k))
+    if covered[1] % RUN and covered[1] < k:
+        unpack, encoding = _values, "fp8 in small blocks"
     else:
-        wide = scales.reshape(n, 1)
-    values = np.empty((n, k), np.float32)
-    for start in range(0, n, _ROWS):
-        rows = slice(start, start + _ROWS)
-        np.multiply(weight[rows].astype(np.float32), wide[rows], out=values[rows])
+        unpack, encoding = _rows, FLOAT8
+    return module.weight(
+        (n, k), encoding, ("weight", scale), partial(unpack, module, scale, covered)
+    )
+
+
+def _covered(
+    module: Module, scale: str, block: tuple[int, int] | None, shape: tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns that share a scale."""
+    n, k = shape
+    shapes: list[Shape] = [(), (1,), (1, 1), (n,), (n, 1)]
+    blocks = None if block is None else (-(-n // block[0]), -(-k // block[1]))
+    module.require(scale, SCALE_DTYPES, *shapes, *([] if blocks is None else [blocks]))
+    found = module.parts[scale].info.shape
+    if block is not None and found == blocks:
+        return block
+    return (n, k) if prod(found) == 1 else (1, k)
+
+
+def _rows(module: Module, scale: str, covered: tuple[int, int]) -> U8Array:
+    numbers = module.read("weight")
+    n, k = numbers.shape
+    scales = _by_row(module.read_floats(scale), covered[0], n)
+    runs = scales.repeat(-(-covered[1] // RUN), axis=1)[:, : -(-k // RUN)]
+    return to_bytes(numbers, runs)
+
+
+def _values(module: Module, scale: str, covered: tuple[int, int]) -> U8Array:
+    """Weights in float32, where blocks are narrower than the runs of our format."""
+    numbers = module.read("weight")
+    n, k = numbers.shape
+    scales = _by_row(module.read_floats(scale), covered[0], n)
+    values: F32Array = numbers.astype(np.float32)
+    values *= scales.repeat(covered[1], axis=1)[:, :k]
     return values.view(np.uint8)
+
+
+def _by_row(scales: F32Array, rows: int, n: int) -> F32Array:
+    """A scale for each block, one after the other -> [N, blocks side by side]."""
+    return scales.reshape(-(-n // rows), -1).repeat(rows, axis=0)[:n]

@@ -4,8 +4,8 @@ compressed-tensors have in common once their packing is undone.
     weight = scale * (integer - zero)
 
 Groups are given as runs of GROUP columns, of which a file's larger groups are made. Where a format
-of ours holds such integers they are handed over as they are, and nothing but scale and minimum is
-rounded to float16. N rows, K columns, G = K / GROUP groups a row, rounded up.
+of ours holds such integers they are handed over as they are, and nothing but the scale is rounded,
+to float16. N rows, K columns, G = K / GROUP groups a row, rounded up.
 """
 
 from dataclasses import dataclass
@@ -13,23 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.ir.formats import FORMATS, GROUP, Weight
+from tokenmill.ir.formats import FORMATS, GROUP, Format, Weight
 from tokenmill.models.mapped import U8Array
 
+F16Array = npt.NDArray[np.float16]
 F32Array = npt.NDArray[np.float32]
 
 INTEGER_ENCODINGS = {
     "int4": "q4_0",
-    "int4 with zero points": "q4",
+    "int4 with zero points": "q4_z",
     "int8": "q8",
-    "int8 with zero points": "q8",
+    "int8 with zero points": "q8_z",
 }
 """Encodings whose rows are those of `IntegerRows`, and the format that is nearest to each."""
 
-VALUE_ENCODINGS = ("int4 in act-order", "int8 in act-order", "fp8")
+VALUE_ENCODINGS = ("int4 in act-order", "int8 in act-order", "fp8 in small blocks")
 """Encodings that are handed over as float32 values, since no format of ours has their scales."""
 
 _LOWEST = {"q4_0": -8, "q8": -128}  # of what a layout holds; rounding to q8 goes to -127 only
+_MIDDLE = {"q4_z": 0, "q8_z": 128}  # is taken from integers and zero points
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,15 +69,25 @@ class IntegerRows:
         with np.errstate(over="ignore"):
             scales = self.scales.astype(np.float16)
             minimums = (-self.scales * self.zeros).astype(np.float16)
-        highest = FORMATS[format_name].highest
-        if format_name == "q4" and self.integers.max() <= highest:
+        row = FORMATS[format_name]
+        if format_name == "q4" and self.integers.max() <= row.highest:
             return Weight(format="q4", quants=self.integers, scales=scales, minimums=minimums)
-        if format_name not in _LOWEST:
+        if format_name in _LOWEST:
+            centred = self.integers - self._by_column(self.zeros)
+            if centred.min() < _LOWEST[format_name] or centred.max() > row.highest:
+                return None
+            return Weight(format=format_name, quants=centred.astype(np.int8), scales=scales)
+        return self._with_zeros(row, scales) if row.has_zero else None
+
+    def _with_zeros(self, row: Format, scales: F16Array) -> Weight | None:
+        middle = _MIDDLE[row.name]
+        exact = self.zeros - middle
+        with np.errstate(invalid="ignore"):
+            zeros = exact.astype(row.quant_dtype)
+        if self.integers.max() > row.highest + middle or (zeros != exact).any():
             return None
-        centred = self.integers - self._by_column(self.zeros)
-        if centred.min() < _LOWEST[format_name] or centred.max() > highest:
-            return None
-        return Weight(format=format_name, quants=centred.astype(np.int8), scales=scales)
+        quants = (self.integers - np.uint8(middle)).view(row.quant_dtype)
+        return Weight(format=row.name, quants=quants, scales=scales, zeros=zeros)
 
     def _by_column(self, planes: F32Array) -> F32Array:
         return planes.repeat(GROUP, axis=1)[:, : self.integers.shape[1]]
