@@ -21,6 +21,7 @@ from tokenmill.engine.embedding import (
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.intake import Intake
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
+from tokenmill.engine.pooling import why_no_text
 from tokenmill.engine.prompt_budget import PromptBudget
 from tokenmill.engine.prompts import (
     Conversation,
@@ -375,10 +376,8 @@ class LLM:
     def _speculator(self, limits: StepLimits, progress: "Progress | None") -> Speculator | None:
         """Who guesses ahead, if anybody."""
         num_tokens = self.config.num_speculative_tokens
-        if self.config.speculative != "off" and limits.is_encoder:
-            raise UsageError(
-                f"speculative is {self.config.speculative!r}, but an encoder generates no text"
-            )
+        if self.config.speculative != "off" and (reason := why_no_text(limits)):
+            raise UsageError(f"speculative is {self.config.speculative!r}, but {reason}")
         if self.config.speculative == "off":
             return None
         if self.config.speculative == "ngram":
@@ -393,8 +392,8 @@ class LLM:
         )
         self.draft = _load(config, progress, target=limits)
         try:
-            if self.draft.compiled.limits.is_encoder:
-                raise UsageError(f"speculative is {config.model!r}, which generates no text")
+            if reason := why_no_text(self.draft.compiled.limits):
+                raise UsageError(f"speculative is {config.model!r}, but {reason}")
             return Speculator(DraftModel(self.draft.compiled, limits), num_tokens)
         except BaseException:
             self.draft.compiled.close()

@@ -126,6 +126,7 @@ def completed(fields: Fields, config: ModelConfig, *, first_position: int) -> Mo
         layers=(LayerKind(rope=None),) * config.num_layers,
         norm_eps=fields.number("layer_norm_eps", most=0.1, default=1e-12),
         context_length=num_positions - first_position,
+        has_head=False,
         encoder=encoder,
     )
 

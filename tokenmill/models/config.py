@@ -74,6 +74,7 @@ class ModelConfig:
     context_length: int
     long_context_length: int = 0  # with the ropes for longer texts; 0: there are none
     is_tied: bool  # the LM head is the embedding
+    has_head: bool = True  # False: it ends in states, and generates no text
     has_attention_bias: bool = False  # on q, k and v
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     attention_softcap: float = 0.0  # 0: none

@@ -23,16 +23,22 @@ def build(config: ModelConfig) -> Graph:
 
 
 def decoder(config: ModelConfig, layer: Layer) -> Graph:
-    """The step: embed, layers, norm, logits of the wanted rows, sample."""
+    """The step: embed, layers, norm, logits of the wanted rows, sample.
+
+    A model without a head ends in the normed states of the tokens to pool.
+    """
     f = FunctionBuilder("main")
     tokens, place = f.param("tokens", "i32", "T"), f.param("place", "place", "T")
-    rows, sampling = f.param("rows", "i32", "R"), f.param("sampling", "sampling", "R")
+    rows = f.param("rows", "i32", "R") if config.has_head else f.param("pooled", "i32", "E")
 
     table = f.weight("embed", config.vocab_size, config.hidden_size)
     x = f.scale(f.embed(tokens, table), config.embedding_scale)
     x = f.repeat_kinds(config.layers, lambda g, kind, x, p: layer(g, kind, x, p, config), x, place)
     x = f.select_rows(x, rows)
     x = norm(f, x, "final_norm", config)
+    if not config.has_head:
+        return finish_graph(config.architecture, f, x)
+    sampling = f.param("sampling", "sampling", "R")
     head = table if config.is_tied else f.weight("lm_head", config.vocab_size, config.hidden_size)
     logits = f.scale(f.linear(x, head), config.logits_scale)
     logits = f.softcap(logits, config.logits_softcap)

@@ -47,7 +47,7 @@ def hf_architecture(fields: Fields) -> Architecture:
     names = fields.values.get("architectures")
     if not isinstance(names, list) or not names:
         raise fields.wrong("architectures", names, "a list of class names")
-    known = {name: a for a in ARCHITECTURES.values() for name in (a.hf_class, *a.hf_others)}
+    known = {name: a for a in ARCHITECTURES.values() for name in a.hf_classes}
     for name in names:
         if isinstance(name, str) and name in known:
             return known[name]
