@@ -247,18 +247,20 @@ class LLM:
         """Run requests whose states are wanted."""
         # In the caller's thread, so that what fails here fails for this caller alone.
         self.loaded.compiled.prepare_pooling()
-        return self._outputs(requests, events, progress)
+        return self._outputs(requests, events, progress, in_turn=True)
 
     def _outputs(
         self,
         requests: list[Request],
         events: "SimpleQueue[list[Delivery]]",
         progress: Callable[[int, int], None] | None,
+        *,
+        in_turn: bool = False,
     ) -> list[RequestOutput]:
         """Run requests that tell `events` of them, to their ends."""
         outputs: dict[Request, RequestOutput] = {}
         try:
-            self.engine.submit(requests)
+            self.engine.submit(requests, in_turn=in_turn)
             while len(outputs) < len(requests):
                 for request, event in events.get():
                     outputs[request] = _finished(event)
