@@ -76,6 +76,7 @@ class Architecture:
     hf_class: str
     hf_bare: str = ""  # the class without a head, where its name does not follow from `hf_class`
     hf_others: tuple[str, ...] = ()  # further class names
+    hf_keys: Mapping[str, str] = field(default_factory=dict)  # key of others' config.json: its own
     hf_prefix: str = ""  # what may stand before all names in Hugging Face's files
     hf_layer_prefix: str = HF_LAYER_PREFIX
     build: Callable[[ModelConfig], Graph]
@@ -83,6 +84,7 @@ class Architecture:
     from_gguf: Complete = keep
     gguf_name: str | None = None  # general.architecture, where that is not `name`
     gguf_reads: tuple[str, ...] = ()  # metadata that only some architectures have
+    gguf_norm_eps: str = "attention.layer_norm_rms_epsilon"
     hf_rope: Callable[[Fields, Head], Rope] = hf_rope
     rope_theta: float = 10_000.0  # where config.json does not say
     activation: str = "silu"

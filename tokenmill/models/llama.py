@@ -81,7 +81,9 @@ def attention(
     if kind.rope is not None:
         q = f.rope(q, place, head_dim=head_dim, **kind.rope.attrs)
         k = f.rope(k, place, head_dim=head_dim, **kind.rope.attrs)
-    kv = f.kv_write(k, v, place, head_dim=head_dim, window=kind.window)
+    is_causal = config.encoder is None
+    # What is behind a window in a text that is read at once may still be seen from there.
+    kv = f.kv_write(k, v, place, head_dim=head_dim, window=kind.window if is_causal else 0)
     out = f.attention(
         q,
         kv,
@@ -90,6 +92,7 @@ def attention(
         scale=config.score_scale,
         window=kind.window,
         softcap=config.attention_softcap,
+        is_causal=is_causal,
     )
     return f.linear(out, f.weight("o", config.hidden_size, config.q_size))
 

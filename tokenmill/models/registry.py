@@ -10,6 +10,7 @@ from tokenmill.models import (
     llama,
     mistral,
     mixtral,
+    nomic_bert,
     olmo2,
     phi3,
     qwen2,
@@ -26,7 +27,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     module.ARCHITECTURE.name: module.ARCHITECTURE
     for module in (
         *(gemma2, gemma3, granite, llama, mistral, mixtral, olmo2, phi3),
-        *(qwen2, qwen3, qwen3_moe, smollm3, bert, roberta),
+        *(qwen2, qwen3, qwen3_moe, smollm3, bert, nomic_bert, roberta),
     )
 }
 
