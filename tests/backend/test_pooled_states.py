@@ -16,8 +16,8 @@ from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.reference.model import ReferenceModel
 from tokenmill.ir.formats import Weight
 from tokenmill.ir.graph import Graph
-from tokenmill.models.architectures.bert import build
 from tokenmill.models.config import Encoder, LayerKind, ModelConfig
+from tokenmill.models.registry import build_graph
 from tokenmill.passes.pipeline import numeric_passes, run_passes
 from tokenmill.passes.return_hidden import return_hidden
 
@@ -34,12 +34,15 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> ObjectCache:
 def encoders(draw: st.DrawFn) -> ModelConfig:
     """Of awkward sizes: heads that fill no vector, rows that fill no tile."""
     head_dim, num_heads = draw(st.sampled_from((6, 16, 20, 32, 36, 64))), draw(st.integers(1, 5))
+    is_bert = draw(st.booleans())
+    windows = st.sampled_from((0, 1, 3, 16, 200))
+    kinds = st.builds(LayerKind, window=st.just(0) if is_bert else windows)
     return ModelConfig(
-        architecture="bert",
+        architecture="bert" if is_bert else "nomic-bert",
         name="random",
         vocab_size=VOCAB,
         hidden_size=head_dim * num_heads,
-        layers=(LayerKind(rope=None),) * draw(st.integers(1, 3)),
+        layers=tuple(draw(st.lists(kinds, min_size=1, max_size=3))),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=head_dim,
@@ -48,9 +51,9 @@ def encoders(draw: st.DrawFn) -> ModelConfig:
         norm_eps=1e-6,
         context_length=300,
         is_tied=True,
-        has_attention_bias=True,
+        has_attention_bias=is_bert,
         encoder=Encoder(
-            num_positions=302,
+            num_positions=302 * is_bert,
             first_position=draw(st.sampled_from((0, 2))),
             num_segments=2,
             num_labels=draw(st.sampled_from((0, 0, 1))),
@@ -92,7 +95,7 @@ def test_an_encoders_states_are_the_references(row: str | None, objects: ObjectC
     @given(config=encoders(), seed=st.integers(0, 2**32 - 1))
     def check(config: ModelConfig, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        graph, limits = build(config), make_limits(VOCAB)
+        graph, limits = build_graph(config), make_limits(VOCAB)
         weights = random_weights(graph, ["f32", "q8"], seed=seed)
         passes = numeric_passes(formats=formats_of(graph, weights), activations="f32", cache="f32")
         lengths = [17, 1, 24, 5]
@@ -113,7 +116,7 @@ def test_an_encoders_bits_do_not_depend_on_company_or_threads(
     activations: str, objects: ObjectCache
 ) -> None:
     config = _encoder()
-    graph, limits = build(config), make_limits(VOCAB)
+    graph, limits = build_graph(config), make_limits(VOCAB)
     weights = random_weights(graph, ["q8", "bf16"], seed=3)
     rng, found = np.random.default_rng(5), []
     for threads, lengths in ((1, [23, 1, 40]), (2, [23]), (3, [23, 30, 2, 9])):

@@ -284,6 +284,55 @@ def test_too_many_waiting_requests_are_refused_all_or_none() -> None:
         box.until_finished(1)
 
 
+def pooled(llm: LLM, box: Mailbox, count: int) -> list[Request]:
+    params = llm.embedder.params()
+    return [
+        llm.embedder.request([index % 20, 3], params, sink=box.put, name="text")
+        for index in range(count)
+    ]
+
+
+def test_requests_in_turn_take_no_more_places_than_they_came_with() -> None:
+    model = SlowModel(make_limits(slots=2))
+    with make_llm(model, options={"max_waiting": 4}) as llm:
+        long, short = Mailbox(), Mailbox()
+        llm.engine.submit(pooled(llm, long, 50), in_turn=True)
+        wait_for(lambda: llm.engine.stats().num_running == 2)
+        llm.engine.submit(pooled(llm, short, 2), in_turn=True)
+        with pytest.raises(QueueFullError):
+            llm.engine.submit(pooled(llm, short, 1), in_turn=True)
+        assert llm.engine.stats().num_waiting == 50
+        model.gate.set()
+        short.until_finished(2)
+        assert len(long.until_finished(50)) == 50
+        llm.engine.submit(pooled(llm, long, 500), in_turn=True)
+        long.until_finished(500)
+
+
+def test_requests_that_never_came_to_wait_are_aborted_with_the_others(
+    slow: tuple[LLM, SlowModel],
+) -> None:
+    llm, model = slow
+    box = Mailbox()
+    requests = pooled(llm, box, 60)
+    llm.engine.submit(requests, in_turn=True)
+    wait_for(lambda: llm.engine.stats().num_running > 0)
+    llm.engine.abort(requests[40:])
+    model.gate.set()
+    ends = {
+        request: last(deltas).finish_reason for request, deltas in box.until_finished(60).items()
+    }
+    assert [ends[request] for request in requests[40:]] == ["abort"] * 20
+    assert "abort" not in {ends[request] for request in requests[:40]}
+    model.gate.clear()
+    again = pooled(llm, box, 60)
+    llm.engine.submit(again, in_turn=True)
+    llm.engine.abort(again)
+    model.gate.set()
+    assert {last(each).finish_reason for each in box.until_finished(60).values()} == {"abort"}
+    assert llm.engine.drain(timeout_s=20)
+
+
 def test_draining_lets_what_runs_end_and_refuses_what_comes(slow: tuple[LLM, SlowModel]) -> None:
     llm, model = slow
     box = Mailbox()

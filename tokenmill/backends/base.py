@@ -135,6 +135,7 @@ class StepLimits:
     window: int = 0  # positions that layers with a pool of their own see; 0: none has one
     window_blocks: int = 0  # blocks in that pool
     logprobs: int = 20  # most likely tokens that a step can report for a row
+    has_logits: bool = True  # False: it ends in states, and nothing can be sampled
     is_encoder: bool = False  # tokens see those behind them, so that a step has whole sequences
     adapter_slots: int = 0  # adapters that a step can read; 0: the model takes none
 

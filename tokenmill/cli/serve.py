@@ -192,7 +192,7 @@ def _greeting(address: str, config: "ServerConfig", llm: "LLM") -> str:
     ask: dict[str, object] = {"messages": [{"role": "user", "content": "Hello"}]}
     if llm.embedder.is_cross_encoder:
         path, ask = "score", {"text_1": "Hello", "text_2": ["Hi", "Bye"]}
-    elif llm.loaded.compiled.limits.is_encoder:
+    elif not llm.loaded.compiled.limits.has_logits:
         path, ask = "embeddings", {"input": "Hello"}
     body = json.dumps({"model": config.model_names[0], **ask})
     return (

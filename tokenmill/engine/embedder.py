@@ -41,7 +41,8 @@ class Embedder:
     @property
     def is_expected(self) -> bool:
         """Do the model's files or the user say how embeddings are made?"""
-        return self._loaded.pooling.is_declared or self._config.pooling != "auto"
+        files, limits = self._loaded.pooling, self._loaded.compiled.limits
+        return files.is_declared or self._config.pooling != "auto" or not limits.has_logits
 
     def params(
         self, *, normalize: bool | None = None, dimensions: int | None = None

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from tokenmill.backends.base import CompiledModel
+from tokenmill.engine.backlog import Backlog
 from tokenmill.engine.prompt_budget import PromptBudget
 from tokenmill.engine.request import Delivery, EngineDeadError, Request, Sample, Sink
 from tokenmill.engine.sequence import Sequence
@@ -64,11 +65,12 @@ class Engine:
         )
         self._max_waiting = max_waiting
         self._live: dict[Sequence, tuple[Request, Sample]] = {}
+        self._backlog = Backlog()  # those of _live that do not even wait
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outbox: dict[Sink, list[Delivery]] = {}
-        # Guards _live's growth and the flags; reentrant, since a garbage collection may call
-        # `close` from anywhere. Whoever waits for it is told when nothing is live any more, or
-        # nothing with some adapter.
+        # Guards _live's growth, the backlog and the flags; reentrant, since a garbage collection
+        # may call `close` from anywhere. Whoever waits for it is told when nothing is live any
+        # more, or nothing with some adapter.
         self._lock = threading.Condition(threading.RLock())
         self._is_open = True
         self._is_draining = False
@@ -79,33 +81,39 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="tokenmill-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, requests: SequenceOf[Request]) -> None:
+    def submit(self, requests: SequenceOf[Request], *, in_turn: bool = False) -> None:
         """Queue requests together, all or none.
 
-        Raises EngineDeadError, QueueFullError, DrainingError or, after `close`, ClosedError;
-        UsageError for more than could ever wait together.
+        `in_turn`: only as many as keep steps full, of which each is followed by another once it
+        ends, so that any number may be given. Raises EngineDeadError, QueueFullError, DrainingError
+        or, after `close`, ClosedError; UsageError for more than could ever wait together.
         """
-        self.check_count(len(requests), max((len(r.samples) for r in requests), default=0))
         sequences = {s.sequence: (request, s) for request in requests for s in request.samples}
+        at_once = len(sequences)
+        if in_turn:
+            at_once = min(at_once, self._num_in_turn)
+        else:
+            self.check_count(len(requests), max((len(r.samples) for r in requests), default=0))
         for request in requests:
             request.start_clock()
         with self._lock:
-            self._check_open(len(sequences))
+            self._check_open(at_once)
             if not self._live:
                 self._beat_s = time.monotonic()
             self._live.update(sequences)
-            self._commands.put(lambda: self._add(list(sequences)))
+            first = self._backlog.hold(list(sequences), at_once)
+            self._commands.put(lambda: self._add(first))
 
-    def check_count(self, num_prompts: int, num_samples: int, name: str = "prompt") -> None:
+    def check_count(self, num_prompts: int, num_samples: int) -> None:
         """UsageError where so many prompts, with so many samples each, could never be queued."""
-        if self._max_waiting is None:
+        room = self._room
+        if room is None:
             return
-        room = self._loop.scheduler.max_running + self._max_waiting
         if num_samples > room:
             raise UsageError(f"n is {num_samples}, but at most {room} sequences may run and wait")
         if num_prompts * num_samples > room:
             raise UsageError(
-                f"{name} has {num_prompts} prompts of {num_samples} samples each, but at most "
+                f"prompt has {num_prompts} prompts of {num_samples} samples each, but at most "
                 f"{room} sequences may run and wait"
             )
 
@@ -198,6 +206,19 @@ class Engine:
             idle_s=time.monotonic() - self._beat_s,
         )
 
+    @property
+    def _room(self) -> int | None:
+        """Sequences that may run and wait; None: any number."""
+        if self._max_waiting is None:
+            return None
+        return self._loop.scheduler.max_running + self._max_waiting
+
+    @property
+    def _num_in_turn(self) -> int:
+        """Sequences of one call that keep all steps full: those that run, and their followers."""
+        wanted = 2 * self._loop.scheduler.max_running
+        return wanted if self._room is None else min(wanted, self._room)
+
     def _check_open(self, num_new: int) -> None:
         if self._error is not None:
             raise _dead(self._error)
@@ -207,7 +228,8 @@ class Engine:
             raise DrainingError("the server is shutting down: send the request to another")
         if self._max_waiting is None:
             return
-        is_over = len(self._live) + num_new > self._loop.scheduler.max_running + self._max_waiting
+        num_queued = len(self._live) - self._backlog.num_held + num_new
+        is_over = num_queued > self._loop.scheduler.max_running + self._max_waiting
         if is_over or len(self._loop.scheduler.waiting) > self._max_waiting:
             raise QueueFullError(
                 f"{self._max_waiting} requests wait already, which is the limit: try again later"
@@ -249,11 +271,19 @@ class Engine:
             self._loop.scheduler.add(sequence)
 
     def _abort(self, requests: SequenceOf[Request]) -> None:
-        for request in requests:
+        for request in reversed(requests):  # so that none is let go to be aborted then
             for sample in request.samples:
                 if sample.sequence in self._live:
-                    self._loop.scheduler.finish(sample.sequence, "abort")
+                    self._end(sample.sequence)
                     self._advance(request, sample)
+
+    def _end(self, sequence: Sequence) -> None:
+        with self._lock:
+            is_held = self._backlog.drop(sequence)
+        if is_held:
+            sequence.finish_reason = "abort"
+        else:
+            self._loop.scheduler.finish(sequence, "abort")
 
     def _set_paused(self, is_paused: bool) -> None:
         self._is_paused = is_paused
@@ -280,8 +310,11 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         with self._lock:
             del self._live[sequence]
+            following = self._backlog.follow(sequence)
             if not self._live or sequence.adapter is not None:
                 self._lock.notify_all()
+        if following is not None:
+            self._loop.scheduler.add(following)
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, {}

@@ -5,6 +5,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
 from tokenmill.backends.base import StepLimits
+from tokenmill.engine.pooling import why_no_text
 from tokenmill.engine.prompts import Prompt, prompt_text_and_ids
 from tokenmill.engine.request import Request, Sample, Sink
 from tokenmill.engine.sequence import longest_prompt, make_pooled_sequence, make_sequence
@@ -49,10 +50,8 @@ class Intake:
         adapter: "Adapter | None" = None,
     ) -> Request:
         """A request with `params.n` samples; see LLM.make_request."""
-        if self._limits.is_encoder:
-            raise UsageError(
-                "the model is an encoder, which generates no text: ask for embeddings or scores"
-            )
+        if reason := why_no_text(self._limits):
+            raise UsageError(f"{reason}: ask for embeddings or scores")
         text, ids = prompt_text_and_ids(name, prompt, self._tokenizer.encode)
         ids = self._truncated(ids, params)
         first = make_sequence(

@@ -21,6 +21,7 @@ from tokenmill.engine.embedding import (
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.intake import Intake
 from tokenmill.engine.outputs import OutputDelta, RequestOutput
+from tokenmill.engine.pooling import why_no_text
 from tokenmill.engine.prompt_budget import PromptBudget
 from tokenmill.engine.prompts import (
     Conversation,
@@ -246,18 +247,20 @@ class LLM:
         """Run requests whose states are wanted."""
         # In the caller's thread, so that what fails here fails for this caller alone.
         self.loaded.compiled.prepare_pooling()
-        return self._outputs(requests, events, progress)
+        return self._outputs(requests, events, progress, in_turn=True)
 
     def _outputs(
         self,
         requests: list[Request],
         events: "SimpleQueue[list[Delivery]]",
         progress: Callable[[int, int], None] | None,
+        *,
+        in_turn: bool = False,
     ) -> list[RequestOutput]:
         """Run requests that tell `events` of them, to their ends."""
         outputs: dict[Request, RequestOutput] = {}
         try:
-            self.engine.submit(requests)
+            self.engine.submit(requests, in_turn=in_turn)
             while len(outputs) < len(requests):
                 for request, event in events.get():
                     outputs[request] = _finished(event)
@@ -375,10 +378,8 @@ class LLM:
     def _speculator(self, limits: StepLimits, progress: "Progress | None") -> Speculator | None:
         """Who guesses ahead, if anybody."""
         num_tokens = self.config.num_speculative_tokens
-        if self.config.speculative != "off" and limits.is_encoder:
-            raise UsageError(
-                f"speculative is {self.config.speculative!r}, but an encoder generates no text"
-            )
+        if self.config.speculative != "off" and (reason := why_no_text(limits)):
+            raise UsageError(f"speculative is {self.config.speculative!r}, but {reason}")
         if self.config.speculative == "off":
             return None
         if self.config.speculative == "ngram":
@@ -393,8 +394,8 @@ class LLM:
         )
         self.draft = _load(config, progress, target=limits)
         try:
-            if self.draft.compiled.limits.is_encoder:
-                raise UsageError(f"speculative is {config.model!r}, which generates no text")
+            if reason := why_no_text(self.draft.compiled.limits):
+                raise UsageError(f"speculative is {config.model!r}, but {reason}")
             return Speculator(DraftModel(self.draft.compiled, limits), num_tokens)
         except BaseException:
             self.draft.compiled.close()

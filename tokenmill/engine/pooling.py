@@ -72,6 +72,15 @@ def sigmoid(logit: float) -> float:
     return float(0.5 * (1 + np.tanh(0.5 * logit)))
 
 
+def why_no_text(limits: StepLimits) -> str | None:
+    """Why a model generates no text; None: it does."""
+    if limits.has_logits:
+        return None
+    if limits.is_encoder:
+        return "the model is an encoder, which generates no text"
+    return "the model's files hold no head (lm_head.weight), so it generates no text"
+
+
 def check_length(
     name: str, prompt: SequenceOf[int], limits: StepLimits, max_model_len: int
 ) -> None:

@@ -60,8 +60,11 @@ class FunctionBuilder:
         attrs: dict[str, Attr] = {"by": by, **({"offset": offset} if offset else {})}
         return self.node("embed_place", (place, table), attrs, f"{by}s")
 
-    def layer_norm(self, x: Value, weight: Value, bias: Value, *, eps: float) -> Value:
-        return self.emit("layer_norm", x, weight, bias, eps=eps)
+    def layer_norm(
+        self, x: Value, weight: Value, bias: Value | None = None, *, eps: float
+    ) -> Value:
+        operands = (x, weight) if bias is None else (x, weight, bias)
+        return self.emit("layer_norm", *operands, eps=eps)
 
     def linear(self, x: Value, weight: Value, bias: Value | None = None) -> Value:
         operands = (x, weight) if bias is None else (x, weight, bias)

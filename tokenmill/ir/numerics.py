@@ -79,13 +79,15 @@ def rmsnorm(x_TK: F32Array, weight: Weight, *, eps: float) -> F32Array:
     return out_TK
 
 
-def layer_norm(x_TK: F32Array, weight: Weight, bias: Weight, *, eps: float) -> F32Array:
+def layer_norm(
+    x_TK: F32Array, weight: Weight, bias: Weight | None = None, *, eps: float
+) -> F32Array:
     """(x - mean) / sqrt(variance + eps) * weight + bias (Ba, Kiros and Hinton 2016)."""
     size = np.float32(x_TK.shape[-1])
     x_TK = x_TK - (lane_sum(x_TK) / size)[:, None]
     scale_T = np.float32(1.0) / np.sqrt(lane_sum(x_TK * x_TK) / size + np.float32(eps))
-    out_TK: F32Array = x_TK * scale_T[:, None] * weight.dequantize()[0] + bias.dequantize()[0]
-    return out_TK
+    out_TK: F32Array = x_TK * scale_T[:, None] * weight.dequantize()[0]
+    return out_TK if bias is None else out_TK + bias.dequantize()[0]
 
 
 def head_norm(x_TN: F32Array, weight: Weight, *, head_dim: int, eps: float) -> F32Array:
@@ -251,16 +253,16 @@ def attention(
     """Attention of each token over its sequence's cache, heads grouped.
 
     If `causal`, up to its own position; else up to the last that its sequence has in this step.
-    With a `window`, a token sees so many positions, its own the last; with a `softcap`, scores
-    are bent to stay within it.
+    With a `window`, a token sees only positions that are less than so far from its own; with a
+    `softcap`, scores are bent to stay within it.
     """
     out_TN = np.empty_like(q_TN)
-    for t, (sequence, last) in enumerate(zip(place.sequences_T, place.positions_T, strict=True)):
-        if not causal:
-            last = place.positions_T[place.sequences_T == sequence].max()
+    for t, (sequence, own) in enumerate(zip(place.sequences_T, place.positions_T, strict=True)):
+        last = own if causal else place.positions_T[place.sequences_T == sequence].max()
+        last = min(last, own + window - 1) if window else last
         keys, values = cache.read(place, int(sequence), int(last) + 1)
         q_GHD = q_TN[t].reshape(keys.shape[1], -1, head_dim)
-        first = max(0, len(keys) - window) if window else 0
+        first = max(0, int(own) + 1 - window) if window else 0
         out_TN[t] = _attend(q_GHD, keys, values, first, scale, softcap).reshape(-1)
     return out_TN
 

@@ -90,7 +90,7 @@ OPS: dict[str, Op] = {
         ),
         Op(
             name="layer_norm",
-            operands=("x", "weight", "bias"),
+            operands=("x", "weight", "bias?"),
             attrs={"eps": float},
             infer=rules.infer_layer_norm,
             flops=_per_element(7),

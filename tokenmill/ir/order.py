@@ -14,7 +14,7 @@ Norm.         Lane l takes x[l], x[l + LANES], ... squared, by fma, ascending; t
               A head_norm counts l from its head's start. A layer_norm adds x in the same way for
               the mean, and then the squares of what is left.
 Attention.    Positions are split at multiples of KV_CHUNK, counted from the sequence's start;
-              those before a window have no weight and are not read.
+              those outside a window have no weight and are not read.
               In a chunk: q.k over the head's dimensions in stored order, the maximum, exp; lane l
               sums the weights of positions l, l + LANES, ..., then the tree; p.v ascending by
               position. Chunks are merged ascending by the online softmax. A token reads back the

@@ -66,7 +66,8 @@ def infer_rmsnorm(types: Sequence[Type], node: Node) -> Type:
 
 
 def infer_layer_norm(types: Sequence[Type], node: Node) -> Type:
-    _vector(types[2], "the bias", _matrix(types[0], "x")[1])
+    for bias in types[2:]:
+        _vector(bias, "the bias", _matrix(types[0], "x")[1])
     return infer_rmsnorm(types[:2], node)
 
 
@@ -142,7 +143,8 @@ def infer_attention(types: Sequence[Type], node: Node) -> Type:
     given = dict(node.attrs)
     window = node.integer("window") if "window" in given else 0
     require("window" not in given or window > 0, "a window must hold a position")
-    require(not window or bool(given.get("causal", True)), "a window looks back only")
+    is_causal = bool(given.get("causal", True))
+    require(is_causal or not kept, f"{kv} has no positions behind a window")
     require(not kept or 0 < window <= kept[0], f"a window of {window or 'all'} over {kv}")
     return Type("f32", q.shape)
 

@@ -23,7 +23,7 @@ from tokenmill.errors import (
 )
 from tokenmill.ir.low_rank import LowRank
 from tokenmill.ir.order import F32Array
-from tokenmill.models.architecture import HF_LAYER_PREFIX, LAYER_NAMES
+from tokenmill.models.architecture import HF_LAYER_PREFIX, HF_MODEL_PREFIX, LAYER_NAMES
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.encodings import FLOAT_ENCODINGS
 from tokenmill.models.mapped import MappedTensor
@@ -142,16 +142,21 @@ class AdapterReader:
         found: dict[str, dict[str, MappedTensor]] = {}
         for name, tensor in tensors.items():
             match = _TENSOR.fullmatch(name)
-            if match is None or match[1] not in self.modules:
+            if match is None or (module := self._whole_name(match[1])) not in self.modules:
                 raise UnsupportedModelError(
                     f"{where}: tensor {name!r} changes what adapters cannot change here; supported "
                     f"are lora_A.weight and lora_B.weight of {self._supported} in layers 0 to "
                     f"{self.config.num_layers - 1}"
                 )
-            found.setdefault(match[1], {})[match[2]] = tensor
+            found.setdefault(module, {})[match[2]] = tensor
         if not found:
             raise ModelFileError(f"{where}: holds no tensor")
         return found
+
+    def _whole_name(self, module: str) -> str:
+        """A module's name in the model with its head; adapters of AutoModel name it without."""
+        is_bare = module.startswith(HF_LAYER_PREFIX.removeprefix(HF_MODEL_PREFIX))
+        return f"{HF_MODEL_PREFIX}{module}" if is_bare else module
 
     def _change(
         self,

@@ -19,7 +19,8 @@ Names = Mapping[str, tuple[str, str]]
 Complete = Callable[[Fields, ModelConfig], ModelConfig]
 """Adds to a config what only this architecture has, and refuses what it cannot compute with."""
 
-HF_LAYER_PREFIX = "model.layers."
+HF_MODEL_PREFIX = "model."
+HF_LAYER_PREFIX = f"{HF_MODEL_PREFIX}layers."
 GGUF_LAYER_PREFIX = "blk."
 
 MODEL_NAMES: Names = {
@@ -73,7 +74,9 @@ class Architecture:
 
     name: str
     hf_class: str
+    hf_bare: str = ""  # the class without a head, where its name does not follow from `hf_class`
     hf_others: tuple[str, ...] = ()  # further class names
+    hf_keys: Mapping[str, str] = field(default_factory=dict)  # key of others' config.json: its own
     hf_prefix: str = ""  # what may stand before all names in Hugging Face's files
     hf_layer_prefix: str = HF_LAYER_PREFIX
     build: Callable[[ModelConfig], Graph]
@@ -81,6 +84,7 @@ class Architecture:
     from_gguf: Complete = keep
     gguf_name: str | None = None  # general.architecture, where that is not `name`
     gguf_reads: tuple[str, ...] = ()  # metadata that only some architectures have
+    gguf_norm_eps: str = "attention.layer_norm_rms_epsilon"
     hf_rope: Callable[[Fields, Head], Rope] = hf_rope
     rope_theta: float = 10_000.0  # where config.json does not say
     activation: str = "silu"
@@ -94,6 +98,12 @@ class Architecture:
     has_attention_bias: bool = False
     may_turn_partly: bool = False  # only the first dimensions of a head turn
     hf_norm_offset: float = 0.0  # what is missing in Hugging Face's norm weights
+
+    @property
+    def hf_classes(self) -> tuple[str, ...]:
+        """Class names that config.json may have; last that of AutoModel, which has no head."""
+        bare = self.hf_bare or self.hf_class.replace("ForCausalLM", "Model")
+        return tuple(dict.fromkeys((self.hf_class, *self.hf_others, bare)))
 
 
 def refuse_hf_layer_types(fields: Fields) -> None:

@@ -6,7 +6,7 @@ the name that it has in its file.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from tokenmill.errors import ModelFileError, ModelNotFoundError, UnsupportedMode
 from tokenmill.ir.order import F32Array
 from tokenmill.models.architecture import (
     GGUF_LAYER_PREFIX,
+    HF_MODEL_PREFIX,
     LAYER_NAMES,
     MODEL_NAMES,
     Architecture,
@@ -36,6 +37,7 @@ from tokenmill.models.registry import ARCHITECTURES
 from tokenmill.models.safetensors import read_json, read_safetensors, safetensors_paths
 
 _HF, _GGUF = 0, 1  # columns of the tables of names
+_HEAD = "lm_head."
 
 
 class Checkpoint(Protocol):
@@ -162,7 +164,7 @@ def _open_gguf(path: Path) -> FileCheckpoint:
 
 
 def _open_folder(folder: Path) -> FileCheckpoint:
-    tensors = read_safetensors(folder)
+    tensors = _of_whole_model(read_safetensors(folder))
     content = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     config = config_from_hf(
@@ -185,6 +187,8 @@ def _checkpoint(
     architecture = ARCHITECTURES[config.architecture]
     whole = _without_empty_biases(_canonical(tensors, architecture, column), config)
     mapped = stack_experts(str(path), cut_apart(str(path), whole, config), config)
+    if "lm_head" not in mapped and not config.is_tied:
+        config = replace(config, has_head=False)
     heads = turned_halves(config)
     if column == _GGUF:
         heads = gguf_head_order(config, architecture.is_interleaved)
@@ -228,6 +232,16 @@ def _canonical(
         return own.get(name, name)
 
     return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def _of_whole_model(tensors: Mapping[str, MappedTensor]) -> Mapping[str, MappedTensor]:
+    """A decoder's tensors as if the head had been saved with them: AutoModel saves without it."""
+    if "embed_tokens.weight" not in tensors:
+        return tensors
+    return {
+        name if name.startswith(_HEAD) else f"{HF_MODEL_PREFIX}{name}": tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _without_empty_biases(

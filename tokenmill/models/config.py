@@ -29,7 +29,7 @@ class LayerKind:
     """In what one layer may differ from another."""
 
     rope: Rope | None = Rope()  # None: positions are not told
-    window: int = 0  # positions that a token attends to, its own included; 0: all
+    window: int = 0  # a token attends to what is less than so far from it; 0: all
     is_dense: bool = False  # an MLP where other layers have experts
 
 
@@ -47,9 +47,9 @@ class Experts:
 class Encoder:
     """What only a model has in which tokens see those behind them."""
 
-    num_positions: int  # rows of the table of positions
-    first_position: int  # the row of a sequence's first token
-    num_segments: int  # rows of the table of segments
+    num_positions: int = 0  # rows of the table of positions; 0: there is none
+    first_position: int = 0  # the row of a sequence's first token
+    num_segments: int = 0  # rows of the table of segments; 0: there is none
     num_labels: int = 0  # of a classifier; 0: there is none
 
 
@@ -74,6 +74,7 @@ class ModelConfig:
     context_length: int
     long_context_length: int = 0  # with the ropes for longer texts; 0: there are none
     is_tied: bool  # the LM head is the embedding
+    has_head: bool = True  # False: it ends in states, and generates no text
     has_attention_bias: bool = False  # on q, k and v
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     attention_softcap: float = 0.0  # 0: none
@@ -115,8 +116,8 @@ class ModelConfig:
 
     @property
     def window(self) -> int:
-        """The widest window of a layer that has one; 0: none has."""
-        return max(kind.window for kind in self.layers)
+        """The widest window of a layer that keeps no more than it; 0: none does."""
+        return max(kind.window for kind in self.layers) if self.encoder is None else 0
 
     @property
     def q_size(self) -> int:

@@ -171,7 +171,7 @@ def _compile(
         weights,
         limits=limits,
         threads=threads,
-        make_pooling=None if limits.is_encoder else make_pooling,
+        make_pooling=make_pooling if limits.has_logits else None,
     )
 
 
@@ -318,6 +318,7 @@ def _limits(
         vocab_size=min(config.vocab_size, tokenizer.vocab_size),
         window=window,
         window_blocks=shares.window_blocks,
+        has_logits=config.has_head,
         is_encoder=config.encoder is not None,
         adapter_slots=options.max_loras if options.enable_lora else 0,
     )

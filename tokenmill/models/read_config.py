@@ -80,7 +80,7 @@ def config_from_gguf(
         head_dim=head_dim,
         rotary_dim=head.dim,
         intermediate_size=fields.integer(f"{p}.feed_forward_length", most=2**24),
-        norm_eps=fields.number(f"{p}.attention.layer_norm_rms_epsilon", most=0.1),
+        norm_eps=fields.number(f"{p}.{architecture.gguf_norm_eps}", most=0.1),
         context_length=min(context_length, trained or context_length),
         long_context_length=context_length if rope.beyond else 0,
         is_tied="output.weight" not in shapes,
@@ -155,8 +155,9 @@ def config_from_hf(
     where: str, name: str, config: Mapping[str, object], generation: Mapping[str, object]
 ) -> ModelConfig:
     """The config of a Hugging Face folder, from config.json and generation_config.json ({})."""
-    fields = Fields(where, config)
-    architecture = hf_architecture(fields)
+    architecture = hf_architecture(Fields(where, config))
+    own = {key: config[name] for key, name in architecture.hf_keys.items() if name in config}
+    fields = Fields(where, {**config, **own})
     fields.require(
         {
             "hidden_act": (architecture.activation,),

@@ -11,6 +11,7 @@ from tokenmill.models.architectures import (
     llama,
     mistral,
     mixtral,
+    nomic_bert,
     olmo2,
     phi3,
     qwen2,
@@ -26,7 +27,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     module.ARCHITECTURE.name: module.ARCHITECTURE
     for module in (
         *(gemma2, gemma3, granite, llama, mistral, mixtral, olmo2, phi3),
-        *(qwen2, qwen3, qwen3_moe, smollm3, bert, roberta),
+        *(qwen2, qwen3, qwen3_moe, smollm3, bert, nomic_bert, roberta),
     )
 }
 
@@ -47,7 +48,7 @@ def hf_architecture(fields: Fields) -> Architecture:
     names = fields.values.get("architectures")
     if not isinstance(names, list) or not names:
         raise fields.wrong("architectures", names, "a list of class names")
-    known = {name: a for a in ARCHITECTURES.values() for name in (a.hf_class, *a.hf_others)}
+    known = {name: a for a in ARCHITECTURES.values() for name in a.hf_classes}
     for name in names:
         if isinstance(name, str) and name in known:
             return known[name]

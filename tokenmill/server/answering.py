@@ -69,8 +69,11 @@ async def answer_whole(
     encoder: Encoder,
     whole: Callable[[list[RequestOutput]], dict[str, Any]],
 ) -> Response:
-    """The same for what never streams; many numbers are written out beside the event loop."""
-    outputs = await _wait(http, bridge, bridge.submit(requests))
+    """The same for any number of requests of which none streams.
+
+    They run in turn, and many numbers are written out beside the event loop.
+    """
+    outputs = await _wait(http, bridge, bridge.submit(requests, in_turn=True))
     if outputs is None:
         return GONE
     vectors = (output.embedding for output in outputs)

@@ -83,11 +83,14 @@ class Bridge:
         """Requests that have not ended."""
         return len(self._live)
 
-    def submit(self, requests: list[Request]) -> Call:
-        """Hand requests to the engine together; raises ApiError where it refuses them."""
+    def submit(self, requests: list[Request], *, in_turn: bool = False) -> Call:
+        """Hand requests to the engine together; raises ApiError where it refuses them.
+
+        `in_turn` as `Engine.submit` has it.
+        """
         call = Call(requests)
         try:
-            self.engine.submit(requests)
+            self.engine.submit(requests, in_turn=in_turn)
         except (TokenmillError, EngineDeadError) as error:
             raise api_error_of(error) from error
         # Deliveries reach this thread through the loop, so they cannot overtake this line.

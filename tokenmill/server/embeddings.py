@@ -53,7 +53,7 @@ async def embed(service: Service, http: HttpRequest, body: EmbeddingBody) -> Res
             for index, prompt in enumerate(prompts)
         ]
 
-    requests = await _requests(service, body, "input", prompts, make, count=len(prompts))
+    requests = await _requests(service, body, prompts, make)
 
     def whole(outputs: list[RequestOutput]) -> dict[str, Any]:
         encode = _as_base64 if body.encoding_format == "base64" else _as_list
@@ -140,22 +140,17 @@ async def _score_requests(service: Service, body: PooledBody, pairs: Pairs) -> l
     times = len(pairs.second) if embedder.is_cross_encoder and len(pairs.first) == 1 else 1
     texts = [*pairs.first, *pairs.second]
     work = sum(map(len, pairs.first)) * (times - 1)
-    count = len(pairs.indices) if embedder.is_cross_encoder else len(texts)
-    return await _requests(service, body, pairs.names[1], texts, make, count=count, work=work)
+    return await _requests(service, body, texts, make, work)
 
 
 async def _requests(
     service: Service,
     body: PooledBody,
-    name: str,
     texts: Sequence[str | list[int]],
     make: Callable[[], list[Request]],
-    *,
-    count: int,
     work: int = 0,
 ) -> list[Request]:
-    """Make `count` requests, beside the event loop if long; `work` is what `texts` do not show."""
-    service.llm.engine.check_count(count, 1, name)
+    """Make requests, beside the event loop if long; `work` is what `texts` do not show."""
     if body.truncate_prompt_tokens is None:
         for text in texts:
             if isinstance(text, str):

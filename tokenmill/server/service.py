@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmill.engine.llm import LLM
 from tokenmill.engine.outputs import RequestOutput
+from tokenmill.engine.pooling import why_no_text
 from tokenmill.engine.request import Request
 from tokenmill.sampling.params import SamplingParams
 from tokenmill.server.bridge import Bridge
@@ -70,10 +71,8 @@ class Service:
         self, body: GenerationBody, *, max_tokens: int | None, logprobs: int | None
     ) -> SamplingParams:
         """Sampling parameters of a body, over those of the model's generation_config.json."""
-        if self.llm.loaded.compiled.limits.is_encoder:
-            text = (
-                "the model is an encoder, which generates no text: use /v1/embeddings or /v1/score"
-            )
+        if reason := why_no_text(self.llm.loaded.compiled.limits):
+            text = f"{reason}: use /v1/embeddings or /v1/score"
             raise ApiError(400, text, param="model", code="unsupported_operation")
         given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING_FIELDS}
         given = {name: value for name, value in given.items() if value is not None}

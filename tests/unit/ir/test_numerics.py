@@ -155,6 +155,23 @@ def test_what_a_window_does_not_see_is_of_no_account() -> None:
     np.testing.assert_array_equal(found, again)
 
 
+@given(seeds, st.sampled_from((0, 1, 4, 30)))
+def test_attention_may_look_both_ways(seed: int, window: int) -> None:
+    length, head_dim = 23, 4
+    cache = Cache(keys=random(seed, 6, 4, 1, head_dim), values=random(seed + 1, 6, 4, 1, head_dim))
+    place = place_of(*range(length), blocks=(3, 1, 4, 0, 5, 2))
+    q = random(seed + 2, length, head_dim)
+    found = numerics.attention(
+        q, cache, place, head_dim=head_dim, scale=0.5, window=window, causal=False
+    )
+    keys, values = (a[:, 0].astype(np.float64) for a in cache.read(place, 0, length))
+    distances = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+    scores = np.where(distances < (window or length), q @ keys.T * 0.5, -np.inf)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    exact = weights @ values / weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, exact, atol=2e-6)
+
+
 @given(seeds, st.sampled_from((1, 5, 40)))
 def test_each_head_is_normed_alone(seed: int, head_dim: int) -> None:
     x, weight = random(seed, 2, 3 * head_dim), random(seed + 1, head_dim)

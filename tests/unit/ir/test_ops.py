@@ -181,9 +181,9 @@ ATTENTION = {"head_dim": 32, "scale": 0.2}
         ),
         (
             "attention",
-            ("f32[T,64]", "kv[2,32]", "place[T]"),
+            ("f32[T,64]", "kv[2,32,16]", "place[T]"),
             ATTENTION | {"window": 4, "causal": False},
-            "a window looks back only",
+            "kv[2,32,16] has no positions behind a window",
         ),
         (
             "layer_norm",

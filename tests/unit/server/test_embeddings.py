@@ -2,6 +2,7 @@
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -75,13 +76,41 @@ def test_what_embeddings_refuse(shared: Running, fields, param) -> None:
     assert param.split("[")[0] in error["message"]
 
 
-def test_an_unknown_model_and_too_many_texts() -> None:
-    with running_server(max_waiting=10) as running:
-        error = running.refuse(embed(running, input="a", model="other"), 404)
-        assert error["code"] == "model_not_found"
-        error = running.refuse(embed(running, input=["a"] * 20))
+def test_an_unknown_model(shared: Running) -> None:
+    error = shared.refuse(embed(shared, input="a", model="other"), 404)
+    assert error["code"] == "model_not_found"
+
+
+def test_a_call_may_have_more_texts_than_may_wait() -> None:
+    texts = [str(number) for number in range(2048)]
+    with running_server(max_waiting=3) as running:
+        made = embed(running, input=texts).json()
+        assert [item["index"] for item in made["data"]] == list(range(2048))
+        vectors = [item["embedding"] for item in made["data"]]
+        assert vectors[77:79] == [
+            item["embedding"] for item in embed(running, input=texts[77:79]).json()["data"]
+        ]
+        assert made["usage"]["prompt_tokens"] == sum(len(TOKENIZER.encode(t)) for t in texts)
+        scores = running.post("/score", text_1=texts, text_2=texts[::-1]).json()
+        assert len(scores["data"]) == 2048
+        error = running.refuse(embed(running, input=[*texts, "one more"]))
         assert error["param"] == "input"
-        assert "at most 14" in error["message"]
+        running.wait_until_idle()
+
+
+def test_a_long_call_leaves_room_and_a_full_queue_refuses_it() -> None:
+    with running_server(max_waiting=8) as running, ThreadPoolExecutor(2) as pool:
+        running.model.gate.clear()
+        long = pool.submit(embed, running, input=["a"] * 1000)
+        wait_for(lambda: running.service.bridge.num_live == 1000)
+        short = pool.submit(embed, running, input=["a"] * 4)
+        wait_for(lambda: running.service.bridge.num_live == 1004)
+        error = running.refuse(embed(running, input="a"), 429)
+        assert error["code"] == "queue_full"
+        running.model.gate.set()
+        assert short.result().status_code == 200
+        assert len(long.result().json()["data"]) == 1000
+        running.wait_until_idle()
 
 
 def test_scores_are_cosines(shared: Running) -> None:

@@ -39,7 +39,7 @@ class _Heads:
     head_dim: int
     to: str
     scale: float
-    window: int  # positions that a token sees; 0: all
+    window: int  # a token sees what is less than so far from it; 0: all
     softcap: float  # 0: none
     is_causal: bool  # a token sees nothing behind itself
 
@@ -137,7 +137,7 @@ class _Attention:
         kind = "window_tables" if is_windowed(self.write.result.type) else "block_tables"
         table = self.scope.load(kind, "ptr")
         blocks = table.at(sequence * self.scope.load("table_stride") * 4)
-        first = self.first_seen(length)
+        first = self.first_seen(token)
         with f.loop(first & -KV_CHUNK, length, KV_CHUNK) as start:
             left = length - start
             count = f.select(left.compare("slt", KV_CHUNK), left, KV_CHUNK)
@@ -149,16 +149,24 @@ class _Attention:
 
     def length_seen(self, token: Value) -> Value:
         """Behind which position a token sees nothing more."""
+        f, window = self.f, self.sizes.window
         if self.sizes.is_causal:
-            return self.f.widen(self.scope.element("positions", token)) + 1
-        sequence = self.f.widen(self.scope.element("sequences", token))
-        return self.f.widen(self.scope.element("lengths", sequence))
+            return self.position(token) + 1
+        sequence = f.widen(self.scope.element("sequences", token))
+        length = f.widen(self.scope.element("lengths", sequence))
+        if not window:
+            return length
+        edge = self.position(token) + window
+        return f.select(edge.compare("slt", length), edge, length)
 
-    def first_seen(self, length: Value) -> Value:
-        """The first position that the last of `length` sees."""
+    def first_seen(self, token: Value) -> Value:
+        """The first position that a token sees."""
         if not self.sizes.window:
             return self.f.const("i64", 0)
-        return self.at_least_0(length - self.sizes.window)
+        return self.at_least_0(self.position(token) + (1 - self.sizes.window))
+
+    def position(self, token: Value) -> Value:
+        return self.f.widen(self.scope.element("positions", token))
 
     def at_least_0(self, value: Value) -> Value:
         """Of a window's edge; constant where there is none."""

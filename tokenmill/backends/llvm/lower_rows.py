@@ -146,7 +146,7 @@ def lower_layer_norm(scope: Scope, node: Node) -> None:
     epilogue = Epilogue(nodes=rest, visible=frozenset(v.name for v in node.results))
     source = norm.operands[0]
     size = float(int(scope.types[source].shape[1]))
-    weight, bias = (scope.vector(name) for name in norm.operands[1:])
+    weight, *biases = (scope.vector(name) for name in norm.operands[1:])
     with scope.share(scope.count(source)) as t:
         total, square = f.variable(F32, 0.0), f.variable(F32, 0.0)
         pairs = pairs_of(scope.buffers[source])
@@ -161,8 +161,11 @@ def lower_layer_norm(scope: Scope, node: Node) -> None:
         scale = lanes.splat(f.const("float", 1.0) / root)
         with f.loop(0, pairs) as pair:
             x = load_value(scope, source, t, pair, mean)
-            w, b = load_pair(scope, weight, pair), load_pair(scope, bias, pair)
-            low, high = ((x[i] - mean) * scale * w[i] + b[i] for i in (0, 1))
+            w = load_pair(scope, weight, pair)
+            low, high = ((x[i] - mean) * scale * w[i] for i in (0, 1))
+            for bias in biases:
+                b = load_pair(scope, bias, pair)
+                low, high = low + b[0], high + b[1]
             epilogue.run(scope, {norm.result.name: (low, high)}, t, pair)
 
 

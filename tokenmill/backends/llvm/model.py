@@ -54,6 +54,8 @@ SAMPLE_FIELDS = {
 }
 """Fields of SampleInput, and the context's names for them."""
 
+_NO_TOKENS = np.zeros(0, np.int32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -238,8 +240,8 @@ class LlvmModel:
         context["is_logprobs"] = int(step.logprobs is not None)
         if step.logprobs is not None:
             self._set_logprobs(step.logprobs)
-        if step.pooled is not None:
-            self._set_pooling(step, step.pooled)
+        if self._current.program.hidden is not None:
+            self._set_pooling(step, _NO_TOKENS if step.pooled is None else step.pooled)
         for field, array in self._step.items():
             context.point(field, array)
 

@@ -28,6 +28,8 @@ from tokenmill.ir.numerics import Place
 from tokenmill.ir.sampling import RowSampling, Sampling
 from tokenmill.passes.add_adapters import A, B
 
+_NO_TOKENS = np.zeros(0, np.int32)
+
 
 class ReferenceModel:
     """Runs a graph, before or after any pass, in NumPy: slow, and the measure of the others.
@@ -139,7 +141,7 @@ class ReferenceModel:
             Type("i32", ("T",)): self._tokens(step),
             Type("place", ("T",)): place,
             Type("i32", ("R",)): step.rows,
-            Type("i32", ("E",)): step.pooled,
+            Type("i32", ("E",)): _NO_TOKENS if step.pooled is None else step.pooled,
             Type("adapters", ("T",)): _adapters(step),
             Type("sampling", ("R",)): step.sampling and self._sampling(step.sampling),
         }

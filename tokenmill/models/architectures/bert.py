@@ -5,6 +5,7 @@ head for words: what the last layer made of some tokens is returned, or what a c
 label makes of them (a cross-encoder's score).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tokenmill.ir.build import FunctionBuilder, finish_graph
@@ -17,51 +18,69 @@ CLASSIFIER = "ForSequenceClassification"
 """How the names of classes end that have a classifier."""
 
 MODEL_NAMES: Names = {
-    "embed": ("embeddings.word_embeddings.weight", ""),
-    "positions": ("embeddings.position_embeddings.weight", ""),
-    "segments": ("embeddings.token_type_embeddings.weight", ""),
-    "embed_norm": ("embeddings.LayerNorm.weight", ""),
-    "embed_norm_bias": ("embeddings.LayerNorm.bias", ""),
-    "pooler": ("pooler.dense.weight", ""),
-    "pooler_bias": ("pooler.dense.bias", ""),
-    "classifier": ("classifier.weight", ""),
-    "classifier_bias": ("classifier.bias", ""),
+    "embed": ("embeddings.word_embeddings.weight", "token_embd.weight"),
+    "positions": ("embeddings.position_embeddings.weight", "position_embd.weight"),
+    "segments": ("embeddings.token_type_embeddings.weight", "token_types.weight"),
+    "embed_norm": ("embeddings.LayerNorm.weight", "token_embd_norm.weight"),
+    "embed_norm_bias": ("embeddings.LayerNorm.bias", "token_embd_norm.bias"),
+    "pooler": ("pooler.dense.weight", "cls.weight"),
+    "pooler_bias": ("pooler.dense.bias", "cls.bias"),
+    "classifier": ("classifier.weight", "cls.output.weight"),
+    "classifier_bias": ("classifier.bias", "cls.output.bias"),
 }
-_LAYER_PARTS = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "o": "attention.output.dense",
-    "attn_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "ffn_norm": "output.LayerNorm",
-}
-LAYER_NAMES: Names = {
-    f"{ours}{behind}": (f"{theirs}.{kind}", "")
-    for ours, theirs in _LAYER_PARTS.items()
-    for behind, kind in (("", "weight"), ("_bias", "bias"))
-}
+
+
+def with_biases(parts: Names) -> Names:
+    """The names of weights and biases, from those of the modules that have both."""
+    return {
+        f"{ours}{behind}": (f"{hf}.{kind}", f"{gguf}.{kind}")
+        for ours, (hf, gguf) in parts.items()
+        for behind, kind in (("", "weight"), ("_bias", "bias"))
+    }
+
+
+LAYER_NAMES = with_biases(
+    {
+        "q": ("attention.self.query", "attn_q"),
+        "k": ("attention.self.key", "attn_k"),
+        "v": ("attention.self.value", "attn_v"),
+        "o": ("attention.output.dense", "attn_output"),
+        "attn_norm": ("attention.output.LayerNorm", "attn_output_norm"),
+        "up": ("intermediate.dense", "ffn_up"),
+        "down": ("output.dense", "ffn_down"),
+        "ffn_norm": ("output.LayerNorm", "layer_output_norm"),
+    }
+)
+_RANK = 4  # value of pooling_type: the file is a cross-encoder
+GGUF_READS = ("attention.causal",)
+GGUF_NORM_EPS = "attention.layer_norm_epsilon"
+Layer = Callable[[FunctionBuilder, LayerKind, Value, Value, ModelConfig], Value]
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # files have them now and then
 
 
 def build(config: ModelConfig) -> Graph:
-    """The step: three embeddings, layers, and what was made of the tokens to pool."""
+    return encoder(config, layer)
+
+
+def encoder(config: ModelConfig, layer: Layer) -> Graph:
+    """The step: embeddings of all kinds, layers, and what was made of the tokens to pool."""
     assert config.encoder is not None
     f = FunctionBuilder("main")
     tokens, place = f.param("tokens", "i32", "T"), f.param("place", "place", "T")
     pooled = f.param("pooled", "i32", "E")
 
-    encoder, hidden = config.encoder, config.hidden_size
+    own, hidden = config.encoder, config.hidden_size
     x = f.embed(tokens, f.weight("embed", config.vocab_size, hidden))
-    table = f.weight("segments", encoder.num_segments, hidden)
-    x = f.add(x, f.embed_place(place, table, by="segment"))
-    table = f.weight("positions", encoder.num_positions, hidden)
-    positions = f.embed_place(place, table, by="position", offset=encoder.first_position)
-    x = norm(f, f.add(x, positions), "embed_norm", config)
+    if own.num_segments:
+        table = f.weight("segments", own.num_segments, hidden)
+        x = f.add(x, f.embed_place(place, table, by="segment"))
+    if own.num_positions:
+        table = f.weight("positions", own.num_positions, hidden)
+        x = f.add(x, f.embed_place(place, table, by="position", offset=own.first_position))
+    x = norm(f, x, "embed_norm", config)
     x = f.repeat_kinds(config.layers, lambda g, kind, x, p: layer(g, kind, x, p, config), x, place)
     x = f.select_rows(x, pooled)
-    return finish_graph(config.architecture, f, classify(f, x, config) if encoder.num_labels else x)
+    return finish_graph(config.architecture, f, classify(f, x, config) if own.num_labels else x)
 
 
 def layer(
@@ -126,8 +145,29 @@ def completed(fields: Fields, config: ModelConfig, *, first_position: int) -> Mo
         layers=(LayerKind(rope=None),) * config.num_layers,
         norm_eps=fields.number("layer_norm_eps", most=0.1, default=1e-12),
         context_length=num_positions - first_position,
+        has_head=False,
         encoder=encoder,
     )
+
+
+def from_gguf(fields: Fields, config: ModelConfig) -> ModelConfig:
+    """Rows of positions that come before the first token's are cut off in these files."""
+    tables = Encoder(num_positions=config.context_length, num_segments=gguf_segments(fields))
+    layers = (LayerKind(rope=None),) * config.num_layers
+    return replace(encoder_of_gguf(fields, config, tables), layers=layers)
+
+
+def encoder_of_gguf(fields: Fields, config: ModelConfig, tables: Encoder) -> ModelConfig:
+    """What all encoders' files say; `tables` are those of this one."""
+    p = fields.text("general.architecture")
+    fields.require({f"{p}.attention.causal": (False,)})
+    is_cross_encoder = fields.values.get(f"{p}.pooling_type") == _RANK
+    tables = replace(tables, num_labels=int(is_cross_encoder))
+    return replace(config, has_head=False, encoder=tables)
+
+
+def gguf_segments(fields: Fields) -> int:
+    return fields.integer("tokenizer.ggml.token_type_count", most=2**10, default=2)
 
 
 def _num_labels(fields: Fields) -> int:
@@ -155,7 +195,9 @@ ARCHITECTURE = Architecture(
     hf_others=(f"Bert{CLASSIFIER}",),
     build=build,
     from_hf=from_hf,
-    gguf_name="",
+    from_gguf=from_gguf,
+    gguf_reads=GGUF_READS,
+    gguf_norm_eps=GGUF_NORM_EPS,
     activation="gelu",
     is_tied=True,
     has_attention_bias=True,

@@ -78,6 +78,7 @@ def _two_kinds(
 ARCHITECTURE = Architecture(
     name="gemma3",
     hf_class="Gemma3ForCausalLM",
+    hf_bare="Gemma3TextModel",
     build=build,
     from_hf=from_hf,
     from_gguf=from_gguf,

@@ -23,16 +23,22 @@ def build(config: ModelConfig) -> Graph:
 
 
 def decoder(config: ModelConfig, layer: Layer) -> Graph:
-    """The step: embed, layers, norm, logits of the wanted rows, sample."""
+    """The step: embed, layers, norm, logits of the wanted rows, sample.
+
+    A model without a head ends in the normed states of the tokens to pool.
+    """
     f = FunctionBuilder("main")
     tokens, place = f.param("tokens", "i32", "T"), f.param("place", "place", "T")
-    rows, sampling = f.param("rows", "i32", "R"), f.param("sampling", "sampling", "R")
+    rows = f.param("rows", "i32", "R") if config.has_head else f.param("pooled", "i32", "E")
 
     table = f.weight("embed", config.vocab_size, config.hidden_size)
     x = f.scale(f.embed(tokens, table), config.embedding_scale)
     x = f.repeat_kinds(config.layers, lambda g, kind, x, p: layer(g, kind, x, p, config), x, place)
     x = f.select_rows(x, rows)
     x = norm(f, x, "final_norm", config)
+    if not config.has_head:
+        return finish_graph(config.architecture, f, x)
+    sampling = f.param("sampling", "sampling", "R")
     head = table if config.is_tied else f.weight("lm_head", config.vocab_size, config.hidden_size)
     logits = f.scale(f.linear(x, head), config.logits_scale)
     logits = f.softcap(logits, config.logits_softcap)
@@ -75,7 +81,9 @@ def attention(
     if kind.rope is not None:
         q = f.rope(q, place, head_dim=head_dim, **kind.rope.attrs)
         k = f.rope(k, place, head_dim=head_dim, **kind.rope.attrs)
-    kv = f.kv_write(k, v, place, head_dim=head_dim, window=kind.window)
+    is_causal = config.encoder is None
+    # What is behind a window in a text that is read at once may still be seen from there.
+    kv = f.kv_write(k, v, place, head_dim=head_dim, window=kind.window if is_causal else 0)
     out = f.attention(
         q,
         kv,
@@ -84,6 +92,7 @@ def attention(
         scale=config.score_scale,
         window=kind.window,
         softcap=config.attention_softcap,
+        is_causal=is_causal,
     )
     return f.linear(out, f.weight("o", config.hidden_size, config.q_size))
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import CapacityError, ModelFileError, UnsupportedModelError, UsageError
-from tokenmill.models.gguf.tokenizer_backends import byte_level_backend, sentencepiece_backend
-from tokenmill.models.gguf.vocabulary import (
+from tokenmill.models.gguf_backends import byte_level_backend, sentencepiece_backend
+from tokenmill.models.gguf_encoder_backends import unigram_backend, wordpiece_backend
+from tokenmill.models.gguf_vocabulary import (
     KEYS,
     Metadata,
     TokenType,
@@ -31,6 +32,7 @@ _END_TOKENS = (
     *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
     *("<|end|>", "<end_of_turn>", "</s>"),
 )
+_OF_ENCODERS = {"bert": wordpiece_backend, "t5": unigram_backend}
 
 
 def load_gguf_tokenizer(
@@ -74,6 +76,10 @@ def build_backend(metadata: Metadata) -> "tokenizers.Tokenizer":
     """The tokenizer alone, without the roles that its tokens play."""
     vocabulary = read_vocabulary(metadata)
     model = read_text(metadata, "model")
+    if model in _OF_ENCODERS:
+        backend = _OF_ENCODERS[model](metadata, vocabulary)
+        _add_tokens(backend, vocabulary)
+        return backend
     if model == "gpt2":
         pre = find_pre_tokenizer(read_text(metadata, "pre") or "default")
         backend = byte_level_backend(metadata, vocabulary, pre)
@@ -84,7 +90,8 @@ def build_backend(metadata: Metadata) -> "tokenizers.Tokenizer":
     else:
         raise UnsupportedModelError(
             f"tokenizer model {model!r} (tokenizer.ggml.model) is not supported; supported are "
-            "'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)"
+            "'gpt2' (byte-level BPE), 'llama' (SentencePiece BPE), 'bert' (WordPiece) and 't5' "
+            "(SentencePiece Unigram)"
         )
     _add_tokens(backend, vocabulary)
     _add_sequence_ends(backend, metadata, vocabulary, adds_bos=adds_bos)

@@ -33,7 +33,8 @@ def write_cached_backend(path: Path, digest: str, backend: "tokenizers.Tokenizer
     """Keep a tokenizer. Raises CapacityError or UsageError where the disk refuses."""
     content = json.loads(backend.to_str())
     # A merge as one string parses a third faster than as two; the library reads both.
-    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    if merges := content["model"].get("merges"):
+        content["model"]["merges"] = [" ".join(merge) for merge in merges]
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     make_dir(path.parent)
     write_atomically(path, _header(digest, body) + b"\n" + body)
