@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import CapacityError, ModelFileError, UnsupportedModelError, UsageError
-from tokenmill.models.gguf_backends import byte_level_backend, sentencepiece_backend
-from tokenmill.models.gguf_encoder_backends import unigram_backend, wordpiece_backend
-from tokenmill.models.gguf_vocabulary import (
+from tokenmill.models.gguf.encoder_backends import unigram_backend, wordpiece_backend
+from tokenmill.models.gguf.tokenizer_backends import byte_level_backend, sentencepiece_backend
+from tokenmill.models.gguf.vocabulary import (
     KEYS,
     Metadata,
     TokenType,

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from tokenmill.ir.build import FunctionBuilder
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import bert, llama
 from tokenmill.models.architecture import Architecture
+from tokenmill.models.architectures import bert, llama
 from tokenmill.models.config import Encoder, LayerKind, ModelConfig
 from tokenmill.models.fields import Fields
 

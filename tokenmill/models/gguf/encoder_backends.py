@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import ModelFileError
-from tokenmill.models.gguf_vocabulary import (
+from tokenmill.models.gguf.vocabulary import (
     KEYS,
     Metadata,
     TokenType,
