@@ -28,7 +28,7 @@ from common import Peer, describe_machine, make_parser, open_peer
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from importance import measure_importance
 from kl import F32Array, Score, load, log_softmax, our_logits, read_windows
-from peer_types import write_in_type
+from peer_types import has_joined_rows, write_in_type
 
 from tokenmill.ir.formats import FORMATS
 from tokenmill.models.encodings import FLOAT_ENCODINGS, QUANT_ENCODINGS
@@ -120,9 +120,11 @@ def choose_rows(
         if is_weighted and not importance:
             importance = measure_importance(path, reference.other_windows)
         write_in_type(peer, path, made, name, importance if is_weighted else {})
+        is_native = name in (*QUANT_ENCODINGS, *FLOAT_ENCODINGS)
         label = f"llama.cpp {name}{', importance' if is_weighted else ''}"
-        yield Row(label=label, path=made, quantization="f32")
-        if name not in (*QUANT_ENCODINGS, *FLOAT_ENCODINGS):
+        is_held = is_native and not has_joined_rows(path, name)
+        yield Row(label=label, path=made, quantization="auto" if is_held else "f32")
+        if not is_native:
             yield Row(label=f"{label}, held as q8", path=made, quantization="q8")
         made.unlink()
 

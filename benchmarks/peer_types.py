@@ -12,9 +12,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize as dequantize_blocks
 from rewrite import WIDE, F32Array, dequantize, rewrite
 
+from tokenmill.models.gguf import read_gguf
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 
-_JOINED = 4  # rows put end to end where one is not a whole number of blocks
+_JOINED = 8  # rows put end to end where one is not a whole number of blocks
 
 
 def write_in_type(
@@ -26,12 +27,19 @@ def write_in_type(
 ) -> None:
     """Write `source` with all matrices in a type (embedding and head: Q8_0 at least).
 
-    Where rows are not a whole number of blocks, for which llama.cpp would take another type, four
+    Where rows are not a whole number of blocks, for which llama.cpp would take another type, eight
     of them are rounded end to end, and the file gets what the blocks stand for in float32.
     """
     with tempfile.TemporaryDirectory() as folder:
         encode = partial(_encode, peer, Path(folder), type_name, importance)
         rewrite(source, target, partial(_choose, type_name), encode)
+
+
+def has_joined_rows(source: Path, type_name: str) -> bool:
+    """Does `write_in_type` have to put rows end to end?"""
+    infos = {name: tensor.info for name, tensor in read_gguf(source).tensors.items()}
+    matrices = {name: info for name, info in infos.items() if len(info.shape) == 2}
+    return any(_choose(type_name, name, info) == "F32" for name, info in matrices.items())
 
 
 def _choose(type_name: str, name: str, info: TensorInfo) -> str | None:

@@ -50,7 +50,7 @@ def rewrite(
         if encoding is None:
             writer.write_tensor_data(read.data)
             continue
-        step = max(4, _CHUNK_LEN // tensor.info.shape[1] // 4 * 4)
+        step = max(8, _CHUNK_LEN // tensor.info.shape[1] // 8 * 8)
         parts = [
             encode(
                 EncodedTensor(name=name, info=read.info, data=read.data[at : at + step]), encoding

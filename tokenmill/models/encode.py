@@ -49,8 +49,8 @@ def _quants(weight: Weight, *shape: int) -> U8Array:
 
 def _joined(nibbles: U8Array) -> U8Array:
     """[..., 2, n] -> [..., n]: the first in the low half of a byte, the second above it."""
-    joined: U8Array = nibbles[..., 0, :] & 0x0F
-    joined |= np.left_shift(nibbles[..., 1, :], 4, dtype=np.uint8)
+    low, high = nibbles[..., 0, :] & np.uint8(0x0F), nibbles[..., 1, :] << np.uint8(4)
+    joined: U8Array = low | high
     return joined
 
 
