@@ -19,8 +19,9 @@ from kl import log_softmax, our_logits, peer_logits
 
 from tokenmill import LLM, SamplingParams
 from tokenmill.config import EngineConfig
+from tokenmill.models.encode import ENCODERS
 from tokenmill.models.loader import load_model
-from tokenmill.models.quantizing import ENCODINGS, quantize_model
+from tokenmill.models.quantizing import quantize_model
 from tokenmill.models.sources import fetch
 
 PROMPT = (
@@ -35,7 +36,7 @@ _ROWS = 64
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--formats", nargs="+", default=list(ENCODINGS), choices=list(ENCODINGS))
+    parser.add_argument("--formats", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))
     parser.add_argument("--folder", type=Path, help="where the files are written; they stay there")
     parser.add_argument("--tokens", type=int, default=48, help="of greedy text")
     args = parser.parse_args()

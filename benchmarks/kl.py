@@ -1,13 +1,12 @@
 """How far formats move the model's distribution: mean KL divergence to the float32 path.
 
     python benchmarks/kl.py wikitext2_valid.txt --peer-python peer/bin/python
-    python benchmarks/kl.py wikitext2_valid.txt --model folder --quantizations bf16 q8 q4_k q4
 
 The text is cut into windows of 512 tokens, each a fresh sequence. Every position's distribution is
 scored (mean over all, and over the second half of each window as llama.cpp's own tool does); the
 perplexity is that of the text's next tokens within the window. The reference has the weights of the
 file, not rounded, and float32 throughout; --check compares it with transformers, and wants the
-packages torch, transformers and accelerate.
+packages torch, transformers and accelerate. What formats of the weights cost, formats.py measures.
 """
 
 import json
@@ -79,22 +78,11 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="text file, UTF-8")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--context", type=int, default=512, help="tokens of a window, up to 512")
-    parser.add_argument(
-        "--quantizations",
-        nargs="*",
-        default=[],
-        metavar="FORMAT",
-        help="score these formats of the weights too, with float32 activations and cache",
-    )
     parser.add_argument("--check", action="store_true", help="compare float32 with transformers")
     args = parser.parse_args()
     # The peer needs a .gguf file; we score a folder of safetensors too.
     path = model_path(args.model) if args.peer_python else str(fetch(args.model).path)
-    exact = {"activations": "f32", "kv_cache": "f32"}
-    settings = OURS | {
-        f"{name} weights": {"quantization": name} | exact for name in args.quantizations
-    }
-    models = {name: load(path, args, each) for name, each in settings.items()}
+    models = {name: load(path, args, settings) for name, settings in OURS.items()}
     vocab_size = models[REFERENCE].compiled.limits.vocab_size
     windows = read_windows(args, models[REFERENCE])
     print(f"{describe_machine()}; {len(windows)} windows of {args.context} tokens of {args.text}")

@@ -6,10 +6,13 @@ One JSON object a line comes in on standard input, one goes out on standard outp
     {"op": "complete", "prompts": [[id, ...], ...], "max_tokens": n}
     {"op": "say", "prompt": text, "max_tokens": n}
     {"op": "logits", "model": path, "threads": n, "tokens": [id, ...], "path": file}
+    {"op": "quantize", "type": n, "shape": [rows, columns], "source": file, "path": file,
+     "importance": file or null}
 
 All prompts of `complete` are submitted at once. `say` gives greedy `text`, and `num_prompt_tokens`.
-`logits` writes [len(tokens), vocab] float32 values to `file`. With the arguments `first-token MODEL
-THREADS PROMPT` it prints one token and ends.
+`logits` writes [len(tokens), vocab] float32 values to `file`. `quantize` rounds float32 rows of
+`source` to a type of ggml; `importance` has a float32 weight for each column. With the arguments
+`first-token MODEL THREADS PROMPT` it prints one token and ends.
 """
 
 import ctypes
@@ -135,6 +138,27 @@ class RawModel:
         return np.ctypeslib.as_array(lib.llama_get_logits(self._context), shape)
 
 
+def quantize(
+    *, type: int, shape: tuple[int, int], source: str, path: str, importance: str | None
+) -> Json:
+    """Write blocks of ggml; `size_bytes` of them."""
+    lib = _load_library()
+    rows, columns = shape
+    values = np.fromfile(source, np.float32)
+    assert values.size == rows * columns, (values.size, shape)
+    weights = None if importance is None else np.fromfile(importance, np.float32)
+    assert weights is None or weights.size == columns, "an importance for each column is wanted"
+    assert weights is not None or not lib.ggml_quantize_requires_imatrix(type), type
+    blocks = np.empty(rows * lib.ggml_row_size(type, columns), np.uint8)
+    place = None if weights is None else weights.ctypes.data
+    size_bytes = lib.ggml_quantize_chunk(
+        type, values.ctypes.data, blocks.ctypes.data, 0, rows, columns, place
+    )
+    assert size_bytes == blocks.size, (size_bytes, blocks.size)
+    blocks.tofile(path)
+    return {"size_bytes": int(size_bytes)}
+
+
 def _load_library() -> ctypes.CDLL:
     lib = ctypes.CDLL(sys.modules["xllamacpp.xllamacpp"].__file__)
     pointer = ctypes.c_void_p
@@ -153,6 +177,13 @@ def _load_library() -> ctypes.CDLL:
         ("llama_memory_clear", None, (pointer, ctypes.c_bool)),
         ("llama_decode", ctypes.c_int32, (pointer, _Batch)),
         ("llama_get_logits", ctypes.POINTER(ctypes.c_float), (pointer,)),
+        ("ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64)),
+        ("ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,)),
+        (
+            "ggml_quantize_chunk",
+            ctypes.c_size_t,
+            (ctypes.c_int, pointer, pointer, *(ctypes.c_int64,) * 3, pointer),
+        ),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
@@ -180,6 +211,8 @@ def serve() -> None:
                 raw = raw or RawModel(request["model"], request["threads"])
                 raw.logits(request["tokens"]).tofile(request["path"])
                 answer = {"vocab_size": raw.vocab_size}
+            case "quantize":
+                answer = quantize(**request)
             case other:
                 raise ValueError(f"unknown request {other!r}")
         print(json.dumps(answer), file=answers, flush=True)

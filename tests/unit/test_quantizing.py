@@ -11,7 +11,8 @@ from tokenmill.cli.main import main
 from tokenmill.errors import ModelNotFoundError, UsageError
 from tokenmill.ir.formats import quantize
 from tokenmill.models.checkpoint import open_checkpoint
-from tokenmill.models.quantizing import encode, quantize_model
+from tokenmill.models.encode import ENCODERS, encode
+from tokenmill.models.quantizing import quantize_model
 from tokenmill.models.weights import load_weights
 
 
@@ -19,12 +20,24 @@ def relative(difference: np.ndarray, values: np.ndarray) -> float:
     return float(np.linalg.norm(difference) / np.linalg.norm(values))
 
 
-@pytest.mark.parametrize(("format_name", "kind"), [("q8", 8), ("q4", 3)])
-def test_blocks_are_ggml_s(format_name: str, kind: int) -> None:
-    values = np.random.default_rng(0).standard_normal((7, 96), np.float32)
+@pytest.mark.parametrize("format_name", ENCODERS)
+def test_blocks_are_ggml_s(format_name: str) -> None:
+    values = np.random.default_rng(0).standard_normal((7, 512), np.float32)
     weight = quantize(values, format_name)
-    found = quants.dequantize(encode(weight), quants.GGMLQuantizationType(kind))
+    kind = quants.GGMLQuantizationType[ENCODERS[format_name].encoding]
+    found = quants.dequantize(encode(weight), kind)
     np.testing.assert_array_equal(found, weight.dequantize())
+
+
+@pytest.mark.parametrize("format_name", ENCODERS)
+def test_blocks_are_read_as_they_were_written(format_name: str) -> None:
+    weight = quantize(np.random.default_rng(1).standard_normal((5, 256), np.float32), format_name)
+    layout = ENCODERS[format_name].layout
+    found = layout.unpack(encode(weight).reshape(5, -1, layout.block_bytes))
+    assert found.format == format_name
+    np.testing.assert_array_equal(found.quants, weight.quants)
+    for name, plane in weight.planes().items():
+        np.testing.assert_array_equal(found.planes()[name], plane)
 
 
 @pytest.mark.parametrize(("format_name", "most"), [("q8", 0.01), ("q4", 0.1)])

@@ -1,12 +1,13 @@
-"""`tokenmill quantize`: write a model as a GGUF file, its matrices in 8 or 4 bits."""
+"""`tokenmill quantize`: write a model as a GGUF file, its matrices in 8 to 4 bits."""
 
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
 from tokenmill.cli.progress import make_progress
+from tokenmill.models.encode import ENCODERS
 from tokenmill.models.home import format_bytes
-from tokenmill.models.quantizing import ENCODINGS, quantize_model
+from tokenmill.models.quantizing import quantize_model
 from tokenmill.models.sources import fetch
 
 
@@ -15,9 +16,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="the file to write, e.g. model-q4.gguf")
     parser.add_argument(
         "--format",
-        choices=list(ENCODINGS),
+        choices=list(ENCODERS),
         default="q4",
-        help="q8 (ggml's Q8_0) or q4 (Q4_1; embedding and head stay at 8 bits; default)",
+        help="of ggml's types Q8_0, Q6_K, Q5_K, Q4_1 (q4; default), Q4_K and Q4_0; below 6 bits "
+        "embedding and head stay at 8",
     )
 
 

@@ -19,7 +19,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.ir.rounding import round_q4, round_q8, round_signed, round_unsigned
+from tokenmill.ir.rounding import round_q4, round_q8, round_signed, round_to_range
+from tokenmill.ir.rounding_k import Factored, round_k_signed, round_k_unsigned
 
 GROUP = 32
 SUPER = 256
@@ -250,8 +251,9 @@ def _quantize_plain_signed(values: F32Array, name: str) -> Weight:
     for rows in _row_chunks(n, k):
         columns = _columns(values[rows], row.group)
         found = round_signed(columns, row.lowest, row.highest).astype(np.float16)
-        integers = _to_integers(columns, found.astype(np.float32), np.float32(0), row)
-        quants[rows], scales[rows] = _rows(integers, k), found.reshape(-1, scales.shape[1])
+        integers = round_to_range(columns, np.float32(0), found, row.lowest, row.highest)
+        quants[rows] = _rows(integers.astype(row.quant_dtype), k)
+        scales[rows] = found.reshape(-1, scales.shape[1])
     return Weight(format=name, quants=quants, scales=scales)
 
 
@@ -286,57 +288,31 @@ def _quantize_f8(values: F32Array) -> Weight:
 
 
 def _quantize_k(values: F32Array, name: str) -> Weight:
-    """A K format: each group's best scale (and minimum), then the factors nearest to them."""
+    """A K format, of rounding_k."""
     row = FORMATS[name]
     n, k = values.shape
-    kinds = row.planes(n, k)
-    planes: dict[str, Array] = {p: np.zeros(shape, dtype) for p, (shape, dtype) in kinds.items()}
+    planes = {p: np.empty(shape, dtype) for p, (shape, dtype) in row.planes(n, k).items()}
     quants = np.empty((n, k), row.quant_dtype)
+    per_super = SUPER // row.group
+    sizes = {"per_super": per_super, "limit": row.factor_limit}
     for rows in _row_chunks(n, k):
-        columns = _columns(values[rows], row.group)
+        columns = _columns(values[rows], row.group, per_super)
         if row.has_minimum:
-            scales, minimums = round_unsigned(columns, row.highest)
+            rounded = round_k_unsigned(columns, row.highest, **sizes)
         else:
-            scales, minimums = round_signed(columns, row.lowest, row.highest), None
-        count = kinds["scale_factors"][0][1]
-        _put_factors(planes, "scale", rows, scales.reshape(-1, count), row)
-        if minimums is not None:
-            _put_factors(planes, "minimum", rows, minimums.reshape(-1, count), row)
-        part = {p: plane[rows] for p, plane in planes.items()}
-        blank = np.zeros_like(quants[rows])
-        weight = Weight(format=name, quants=blank, **part)
-        scale, minimum = weight.group_scales(), weight.group_minimums()
-        assert scale is not None
-        start = np.float32(0) if minimum is None else minimum.reshape(-1)
-        quants[rows] = _rows(_to_integers(columns, scale.reshape(-1), start, row), k)
+            rounded = round_k_signed(columns, row.lowest, row.highest, **sizes)
+        quants[rows] = _rows(rounded.quants.astype(row.quant_dtype), k, per_super)
+        _put_factors(planes, "scale", rows, rounded.scales)
+        if rounded.minimums is not None:
+            _put_factors(planes, "minimum", rows, rounded.minimums)
     return Weight(format=name, quants=quants, **planes)
 
 
-def _put_factors(
-    planes: dict[str, Array], kind: str, rows: slice, wanted: F32Array, row: Format
-) -> None:
-    """Split scales or minimums [n, G] into float16 ones for each super-group, and factors."""
-    per_super = SUPER // row.group
-    short = -wanted.shape[1] % per_super
-    cells = np.pad(wanted, ((0, 0), (0, short))).reshape(len(wanted), -1, per_super)
-    # The value of the largest magnitude becomes the largest factor, whatever its sign.
-    largest = np.take_along_axis(cells, np.abs(cells).argmax(axis=2)[..., None], axis=2)[..., 0]
-    shared = (largest / np.float32(row.factor_limit)).astype(np.float16)
-    wide = shared.astype(np.float32)[..., None]
-    factors = np.rint(np.divide(cells, wide, out=np.zeros_like(cells), where=wide != 0))
-    low = 0 if row.factor_dtype == _U8 else -row.factor_limit
-    clipped = np.clip(factors, low, row.factor_limit).reshape(len(wanted), -1)
-    planes[f"{kind}s"][rows] = shared
-    planes[f"{kind}_factors"][rows] = clipped[:, : wanted.shape[1]].astype(row.factor_dtype)
-
-
-def _to_integers(
-    columns: F32Array, scale: F32Array, minimum: F32Array | np.float32, row: Format
-) -> Array:
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-37)
-    found = np.rint((columns - minimum) * inverse)
-    integers: Array = np.clip(found, row.lowest, row.highest).astype(row.quant_dtype)
-    return integers
+def _put_factors(planes: dict[str, Array], kind: str, rows: slice, found: Factored) -> None:
+    shared, factors = planes[f"{kind}s"], planes[f"{kind}_factors"]
+    shared[rows] = found.shared.reshape(-1, shared.shape[1])
+    own = found.factors.reshape(len(shared[rows]), -1)
+    factors[rows] = own[:, : factors.shape[1]]
 
 
 _QUANTIZERS: dict[str, Callable[[F32Array], Weight]] = {
@@ -368,13 +344,15 @@ def _grouped(values: F32Array, group: int) -> F32Array:
     return padded.reshape(n, -1, group)
 
 
-def _columns(values: F32Array, group: int = GROUP) -> F32Array:
-    """[N, K] -> [group, N * G], a group a column."""
-    return np.ascontiguousarray(_grouped(values, group).reshape(-1, group).T)
+def _columns(values: F32Array, group: int = GROUP, per_super: int = 1) -> F32Array:
+    """[N, K] -> [group, N * G], a group a column; groups of 0 make G a multiple of `per_super`."""
+    groups = _grouped(values, group)
+    if short := -groups.shape[1] % per_super:
+        groups = np.pad(groups, ((0, 0), (0, short), (0, 0)))
+    return np.ascontiguousarray(groups.reshape(-1, group).T)
 
 
-def _rows(columns: Array, k: int) -> Array:
+def _rows(columns: Array, k: int, per_super: int = 1) -> Array:
     """[group, N * G] -> [N, K]."""
-    group = len(columns)
-    groups = -(-k // group)
-    return columns.T.reshape(-1, groups * group)[:, :k]
+    whole = len(columns) * per_super
+    return columns.T.reshape(-1, -(-k // whole) * whole)[:, :k]

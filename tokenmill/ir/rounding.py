@@ -22,7 +22,7 @@ _Q8_TRIALS = (127.0, 126.0, 125.0, 124.0, 96.0)
 """Integer that the largest weight of a group becomes."""
 
 _Q4_MAX = 15
-_Q4_TRIALS = ((0.0, 0.0), (0.02, -0.02), (-0.02, 0.02), (0.02, 0.02), (0.02, 0.0), (0.0, 0.02))
+_RANGE_TRIALS = ((0.0, 0.0), (0.02, -0.02), (-0.02, 0.02), (0.02, 0.02), (0.02, 0.0), (0.0, 0.02))
 """Fractions of a group's range that are cut off at its lower and upper end."""
 
 _CLEARLY = np.float32(1 + 1e-6)
@@ -34,44 +34,55 @@ def round_q8(groups: F32Array) -> tuple[I8Array, F16Array]:
     peak = np.abs(groups).max(axis=0)
     best, scale = np.full_like(peak, -1), peak / _Q8_MAX
     for trial in _Q8_TRIALS:
-        quants = np.rint(groups * _inverse(peak / np.float32(trial)))
+        quants = np.rint(groups * inverse(peak / np.float32(trial)))
         dot = (quants * groups).sum(axis=0)
-        fitted = dot * _inverse((quants * quants).sum(axis=0))
+        fitted = dot * inverse((quants * quants).sum(axis=0))
         gain = fitted * dot  # by which the squared error is less than that of scale 0
         scale = np.where(gain > best * _CLEARLY, fitted, scale)
         best = np.fmax(gain, best)
     scale_f16 = scale.astype(np.float16)
-    quants = np.rint(groups * _inverse(scale_f16))
+    quants = np.rint(groups * inverse(scale_f16))
     return np.clip(quants, -_Q8_MAX, _Q8_MAX).astype(np.int8), scale_f16
 
 
 def round_q4(groups: F32Array) -> tuple[U8Array, F16Array, F16Array]:
     """Integers 0..15 [group size, M], scales and minimums [M]; weight = scale * integer + min."""
+    low = groups.min(axis=0)
+    scale, minimum = _search_ranges(groups, low, _Q4_MAX, is_never_above_0=False)
+    scale_f16, minimum_f16 = scale.astype(np.float16), minimum.astype(np.float16)
+    quants = round_to_range(groups, minimum_f16.astype(np.float32), scale_f16, 0, _Q4_MAX)
+    return quants.astype(np.uint8), scale_f16, minimum_f16
+
+
+def round_unsigned(groups: F32Array, highest: int) -> tuple[F32Array, F32Array]:
+    """Scales and minimums [M] for integers 0..highest; no minimum is above 0, as ggml has it."""
+    low = np.minimum(groups.min(axis=0), 0)
+    return _search_ranges(groups, low, highest, is_never_above_0=True)
+
+
+def _search_ranges(
+    groups: F32Array, low: F32Array, highest: int, *, is_never_above_0: bool
+) -> tuple[F32Array, F32Array]:
+    """Scales and minimums [M] for integers 0..highest of the range from `low` up."""
     size = np.float32(groups.shape[0])
-    low, high, total = groups.min(axis=0), groups.max(axis=0), groups.sum(axis=0)
-    span = high - low
-    best, scale, minimum = np.full_like(low, -1), span / _Q4_MAX, low
-    for cut_low, cut_high in _Q4_TRIALS:
-        step = span * np.float32((1 - cut_low - cut_high) / _Q4_MAX)
-        quants = _round_to_q4(groups, low + span * np.float32(cut_low), step)
+    total, span = groups.sum(axis=0), groups.max(axis=0) - low
+    best, scale, minimum = np.full_like(low, -1), span / np.float32(highest), low
+    for cut_low, cut_high in _RANGE_TRIALS:
+        step = span * np.float32((1 - cut_low - cut_high) / highest)
+        quants = round_to_range(groups, low + span * np.float32(cut_low), step, 0, highest)
         dot, count = (quants * groups).sum(axis=0), quants.sum(axis=0)
-        variance = size * (quants * quants).sum(axis=0) - count * count
-        fitted = (size * dot - count * total) * _inverse(variance)
+        squares = (quants * quants).sum(axis=0)
+        fitted = (size * dot - count * total) * inverse(size * squares - count * count)
         offset = (total - fitted * count) / size
+        if is_never_above_0:
+            is_above = offset > 0
+            fitted = np.where(is_above, dot * inverse(squares), fitted)
+            offset = np.where(is_above, np.float32(0), offset)
         gain = fitted * dot + offset * total  # by which the squared error is less than with 0, 0
         is_better = gain > best * _CLEARLY
         scale, minimum = np.where(is_better, fitted, scale), np.where(is_better, offset, minimum)
         best = np.fmax(gain, best)
-    scale_f16, minimum_f16 = scale.astype(np.float16), minimum.astype(np.float16)
-    quants = _round_to_q4(groups, minimum_f16.astype(np.float32), scale_f16)
-    return quants.astype(np.uint8), scale_f16, minimum_f16
-
-
-def _round_to_q4(groups: F32Array, start: F32Array, step: F32Array | F16Array) -> F32Array:
-    quants = groups - start
-    quants *= _inverse(step)
-    np.rint(quants, out=quants)
-    return np.clip(quants, 0, _Q4_MAX, out=quants)
+    return scale, minimum
 
 
 def round_signed(groups: F32Array, lowest: int, highest: int) -> F32Array:
@@ -84,24 +95,31 @@ def round_signed(groups: F32Array, lowest: int, highest: int) -> F32Array:
     best = np.full_like(peak, -1)
     scale: F32Array = peak / np.float32(lowest)
     for trial in (lowest, lowest + 0.5, lowest + 1.0, lowest * 1.05):
-        quants = np.rint(groups * _inverse(peak / np.float32(trial)))
+        quants = np.rint(groups * inverse(peak / np.float32(trial)))
         np.clip(quants, lowest, highest, out=quants)
         dot = (quants * groups).sum(axis=0)
-        fitted = dot * _inverse((quants * quants).sum(axis=0))
+        fitted = dot * inverse((quants * quants).sum(axis=0))
         gain = fitted * dot
         scale = np.where(gain > best * _CLEARLY, fitted, scale)
         best = np.fmax(gain, best)
     return scale
 
 
-def round_unsigned(groups: F32Array, highest: int) -> tuple[F32Array, F32Array]:
-    """Scales and minimums [M] for integers 0..highest; no minimum is above 0, as ggml has it."""
-    low = np.minimum(groups.min(axis=0), 0)
-    span = groups.max(axis=0) - low
-    return span / np.float32(highest), low
+def round_to_range(
+    groups: F32Array,
+    start: F32Array | np.float32,
+    step: F32Array | F16Array,
+    lowest: int,
+    highest: int,
+) -> F32Array:
+    """The integers nearest to (groups - start) / step, in float32."""
+    quants = groups - start
+    quants *= inverse(step)
+    np.rint(quants, out=quants)
+    return np.clip(quants, lowest, highest, out=quants)
 
 
-def _inverse(values: F32Array | F16Array) -> F32Array:
+def inverse(values: F32Array | F16Array) -> F32Array:
     """1 / value, and 0 where the value is 0 (or so small that its inverse is infinite)."""
     wide = values.astype(np.float32)
     return np.divide(1.0, wide, out=np.zeros_like(wide), where=np.abs(wide) > 1e-37)

@@ -1,7 +1,8 @@
-"""A model as a GGUF file with its matrices rounded to 8 or 4 bits, for us and for llama.cpp alike.
+"""A model as a GGUF file with its matrices rounded to 8 to 4 bits, for us and for llama.cpp alike.
 
-`q8` becomes ggml's Q8_0 and `q4` its Q4_1, which hold these formats to the bit. Scales are those of
-`ir/rounding.py`, which looks for the least squared error of each group and needs no calibration.
+Each format becomes the type of ggml that holds it to the bit (`q8` Q8_0, `q4` Q4_1, `q4_k` Q4_K).
+Scales are those of `ir/rounding.py` and `rounding_k.py`, which look for the least squared error of
+each group and need no calibration.
 The source is another GGUF file, or a folder of safetensors (gguf/export.py).
 """
 
@@ -14,22 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from tokenmill.errors import ModelFileError, UsageError
-from tokenmill.ir.formats import GROUP, Weight
+from tokenmill.ir.formats import GROUP
 from tokenmill.models.checkpoint import FileCheckpoint, model_path, open_checkpoint
+from tokenmill.models.encode import ENCODERS, NARROWER_ROWS, encode
 from tokenmill.models.encodings import FLOAT_ENCODINGS, QUANT_ENCODINGS, REQUANTIZED_ENCODINGS
 from tokenmill.models.gguf.export import Export, ExportedTensor, export
 from tokenmill.models.gguf.reader import read_gguf
 from tokenmill.models.home import require_space, storage_errors, sync_dir
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 from tokenmill.models.progress import Progress, SilentProgress
-from tokenmill.models.weights import decode
-
-ENCODINGS = {"q8": "Q8_0", "q4": "Q4_1"}
-"""By format: how a file encodes it."""
+from tokenmill.models.weights import NARROW, decode
 
 _WIDE = ("token_embd.weight", "output.weight")  # 4 bits there cost 10 % error in the logits
-_FILE_TYPES = {"q8": 7, "q4": 3}  # LlamaFileType.MOSTLY_Q8_0, MOSTLY_Q4_1
-_BLOCK_BYTES = {"q8": 34, "q4": 20}
 _REPLACED = ("general.architecture", "general.file_type", "general.quantization_version")
 
 
@@ -55,7 +52,9 @@ class _Tensor:
 
     @property
     def encoding(self) -> str:
-        return ENCODINGS.get(self.format or "", "F32" if self.format else self.info.encoding)
+        if self.format is None:
+            return self.info.encoding
+        return "F32" if self.format == "f32" else ENCODERS[self.format].encoding
 
     @property
     def size_bytes(self) -> int:
@@ -63,7 +62,7 @@ class _Tensor:
         if self.format is None:
             return self.info.size_bytes
         count = int(np.prod(self.info.shape))
-        return 4 * count if self.format == "f32" else count // GROUP * _BLOCK_BYTES[self.format]
+        return 4 * count if self.format == "f32" else ENCODERS[self.format].size_bytes(count)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +90,7 @@ def quantize_model(
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is no folder: make it first")
     opened = _open(source, format_name)
-    if not any(tensor.format in ENCODINGS for tensor in opened.tensors):
+    if not any(tensor.format in ENCODERS for tensor in opened.tensors):
         raise UsageError(f"{source}: no matrix would become smaller as {format_name}")
     target_bytes = sum(tensor.size_bytes for tensor in opened.tensors)
     require_space(target.parent, target_bytes)
@@ -135,7 +134,7 @@ def _open_gguf(path: Path, format_name: str) -> _Source:
             )
             for name, tensor in file.tensors.items()
         ],
-        add_metadata=partial(_copy_metadata, path),
+        add_metadata=partial(copy_metadata, path),
     )
 
 
@@ -144,9 +143,16 @@ def _format_of(name: str, info: TensorInfo, wanted: str) -> str | None:
     known = (*FLOAT_ENCODINGS, *QUANT_ENCODINGS, *REQUANTIZED_ENCODINGS)
     if len(info.shape) != 2 or info.shape[1] % GROUP or info.encoding not in known:
         return None
-    chosen = "q8" if name in _WIDE else wanted
+    chosen = _nearest(name, info.shape[1], wanted)
     n, k = info.shape
-    return chosen if n * k // GROUP * _BLOCK_BYTES[chosen] < info.size_bytes else None
+    return chosen if ENCODERS[chosen].size_bytes(n * k) < info.size_bytes else None
+
+
+def _nearest(name: str, k: int, wanted: str) -> str:
+    """The format that a matrix with rows of `k` weights gets where a file shall be `wanted`."""
+    if name in _WIDE and wanted in NARROW:
+        return "q8"
+    return wanted if k % ENCODERS[wanted].layout.block_len == 0 else NARROWER_ROWS[wanted]
 
 
 def _open_folder(checkpoint: FileCheckpoint, format_name: str) -> _Source:
@@ -171,7 +177,7 @@ def _open_folder(checkpoint: FileCheckpoint, format_name: str) -> _Source:
 def _format_of_exported(tensor: ExportedTensor, wanted: str) -> str | None:
     """The same of a folder's tensor, which may be encoded as no GGUF file has it."""
     if not tensor.is_exact and tensor.info.shape[-1] % GROUP == 0:
-        return "q8" if tensor.name in _WIDE else wanted
+        return _nearest(tensor.name, tensor.info.shape[-1], wanted)
     is_kept = tensor.info.encoding in FLOAT_ENCODINGS and not tensor.is_exact
     return None if is_kept or tensor.info.encoding == "F32" else "f32"
 
@@ -182,7 +188,7 @@ def _write(source: _Source, path: Path, format_name: str, progress: Progress | N
 
     writer = GGUFWriter(path, source.architecture)
     source.add_metadata(writer)
-    writer.add_file_type(_FILE_TYPES[format_name])
+    writer.add_file_type(ENCODERS[format_name].file_type)
     writer.add_quantization_version(2)
     for tensor in source.tensors:
         dtype = np.dtype(np.float32)  # so that the shape is taken as it is
@@ -222,19 +228,6 @@ def _encoded(source: _Source) -> Iterator[tuple[_Tensor, U8Array, float | None]]
             yield tensor, encode(weight), error
 
 
-def encode(weight: Weight) -> U8Array:
-    """The blocks of a q8 or q4 weight as ggml lays them out, [N, bytes a row]."""
-    assert weight.scales is not None
-    n, _ = weight.shape
-    quants: U8Array = weight.quants.view(np.uint8).reshape(n, -1, GROUP)
-    planes = [weight.scales] if weight.minimums is None else [weight.scales, weight.minimums]
-    heads = [np.ascontiguousarray(p)[..., None].view(np.uint8) for p in planes]
-    if weight.format == "q4":
-        low, high = quants[..., : GROUP // 2], quants[..., GROUP // 2 :]
-        quants = low | np.left_shift(high, 4, dtype=np.uint8)
-    return np.concatenate([*heads, quants], axis=2).reshape(n, -1)
-
-
 def _add_metadata(exported: Export, writer: object) -> None:
     from gguf import GGUFValueType, GGUFWriter
 
@@ -246,7 +239,7 @@ def _add_metadata(exported: Export, writer: object) -> None:
             writer.add_key_value(name, value, outer, sub_type=inner)
 
 
-def _copy_metadata(path: Path, writer: object) -> None:
+def copy_metadata(path: Path, writer: object) -> None:
     """All metadata but what says how the tensors are encoded, or how the file is split."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
 

@@ -32,7 +32,7 @@ QUANTIZATIONS = ("auto", *FORMATS)
 
 # 4 bits in the first two cost 10 % error in the logits; the others are small.
 _WIDE_NAMES = ("embed", "lm_head", "positions", "segments")
-_NARROW = ("q4_0", "q4_z", "q4_k", "q4", "q5_k")  # formats that these do not get
+NARROW = ("q4_0", "q4_z", "q4_k", "q4", "q5_k")  # formats that these do not get
 _EXACT_PART = "router"  # a rounded one would send tokens to other experts
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # old folders save it; it follows from rope_theta
 _CHUNK_LEN = 2**17  # weights decoded at a time; bounds the temporaries
@@ -149,7 +149,7 @@ def _target(name: str, info: TensorInfo, quantization: str) -> str:
         return "f32"
     if name.rpartition(".")[2] == _EXACT_PART:
         return "f32"
-    if quantization in _NARROW and name in _WIDE_NAMES:
+    if quantization in NARROW and name in _WIDE_NAMES:
         return "q8"
     if quantization != "auto":
         return quantization
