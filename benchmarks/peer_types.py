@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize as dequantize_blocks
 from rewrite import WIDE, F32Array, dequantize, rewrite
 
-from tokenmill.models.gguf import read_gguf
+from tokenmill.models.gguf.reader import read_gguf
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 
 _JOINED = 8  # rows put end to end where one is not a whole number of blocks

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape
 
 from tokenmill.models.encodings import BFLOAT16, FLOAT_ENCODINGS, QUANT_ENCODINGS
-from tokenmill.models.gguf import read_gguf
+from tokenmill.models.gguf.reader import read_gguf
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 from tokenmill.models.quantizing import copy_metadata
 

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tokenmill.ir.rounding import round_q4, round_q8, round_signed, round_to_range
+from tokenmill.ir.rounding import inverse, round_q4, round_q8, round_signed, round_to_range
 from tokenmill.ir.rounding_k import Factored, round_k_signed, round_k_unsigned
 
 GROUP = 32
@@ -269,8 +269,10 @@ def _quantize_with_zero(values: F32Array, name: str) -> Weight:
         low, high = np.minimum(columns.min(axis=0), 0), np.maximum(columns.max(axis=0), 0)
         scales = ((high - low) / np.float32(row.highest - row.lowest)).astype(np.float16)
         wide = scales.astype(np.float32)
-        zeros = _to_integers(-low, wide, wide * np.float32(-row.lowest), row)
-        quants[rows] = _rows(_to_integers(columns, wide, -wide * zeros, row), k)
+        start, bounds = wide * np.float32(-row.lowest), (row.lowest, row.highest)
+        zeros = round_to_range(-low, start, wide, *bounds)
+        integers = round_to_range(columns, -wide * zeros, wide, *bounds)
+        quants[rows] = _rows(integers.astype(row.quant_dtype), k)
         planes["scales"][rows] = scales.reshape(-1, kinds["scales"][0][1])
         planes["zeros"][rows] = zeros.reshape(-1, kinds["zeros"][0][1])
     return Weight(format=name, quants=quants, **planes)
@@ -282,8 +284,7 @@ def _quantize_f8(values: F32Array) -> Weight:
     n, k = values.shape
     columns = _columns(values, row.scale_group)
     scales = np.abs(columns).max(axis=0) / np.float32(row.highest)
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 1e-37)
-    quants = _rows((columns * inverse).astype(row.quant_dtype), k)
+    quants = _rows((columns * inverse(scales)).astype(row.quant_dtype), k)
     return Weight(format="f8", quants=quants, scales=scales.reshape(n, -1))
 
 
