@@ -28,6 +28,8 @@ MAX_THREADS = 1024
 MAX_LORAS = 1024
 MAX_LORA_RANK = 1024
 
+_ADAPTERS_IN_MEMORY = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -55,6 +57,7 @@ class EngineConfig:
     normalize: bool | None = None  # bring embeddings to length 1
     enable_lora: bool = False
     max_loras: int = 1  # adapters that one step may use
+    max_cpu_loras: int | None = None  # adapters that lie in memory; others are read when needed
     max_lora_rank: int = 16
     offline: bool = False
 
@@ -77,7 +80,13 @@ class EngineConfig:
             raise UsageError("speculative is empty: give off, ngram or the name of a draft model")
         _check_count("max_waiting", self.max_waiting, least=0)
         _check_count("max_loras", self.max_loras, least=1, most=MAX_LORAS)
+        _check_count("max_cpu_loras", self.max_cpu_loras, least=self.max_loras)
         _check_count("max_lora_rank", self.max_lora_rank, least=1, most=MAX_LORA_RANK)
+
+    @property
+    def adapters_in_memory(self) -> int:
+        """`max_cpu_loras`, or a number that seldom makes anybody wait for the disk."""
+        return self.max_cpu_loras or max(_ADAPTERS_IN_MEMORY, self.max_loras)
 
     @property
     def max_step_rows(self) -> int:

@@ -158,7 +158,7 @@ def test_unsupported_hf_option_is_named(changes: dict[str, object], message: str
         ({"hidden_size": 65}, "hidden size 65 does not divide by 4 heads"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
-        ({"num_key_value_heads": 3}, "4 heads do not divide by 3 KV heads"),
+        ({"num_key_value_heads": 3}, "is 3, which does not divide the 4 heads"),
         ({"num_key_value_heads": 8}, "num_key_value_heads is 8"),
         ({"num_hidden_layers": 10**7}, "num_hidden_layers is 10000000"),
         ({"head_dim": 15}, "head size 15 is odd"),

@@ -46,6 +46,14 @@ def test_counts_are_bounded(name: str, value: object) -> None:
         EngineConfig(**{name: value})  # type: ignore[arg-type]
 
 
+def test_memory_holds_at_least_what_one_step_may_use() -> None:
+    with pytest.raises(UsageError, match=r"max_cpu_loras is 3, but must be .* at least 4"):
+        EngineConfig(max_loras=4, max_cpu_loras=3)
+    assert EngineConfig(max_loras=4, max_cpu_loras=4).adapters_in_memory == 4
+    assert EngineConfig(max_loras=64).adapters_in_memory == 64
+    assert EngineConfig().adapters_in_memory == 16
+
+
 def test_modules_need_the_switch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["serve", "--lora-modules", "a=/1"])

@@ -139,6 +139,13 @@ def add_lora_arguments(parser: ArgumentParser) -> None:
         group.add_argument(
             flag, type=int, metavar="N", default=default, help=f"{text} (default: %(default)s)"
         )
+    group.add_argument(
+        "--max-cpu-loras",
+        type=int,
+        metavar="N",
+        help="adapters that are kept in memory; others are read again when they are asked for "
+        f"(default: {defaults.adapters_in_memory}, or --max-loras if that is more)",
+    )
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> None:

@@ -77,6 +77,7 @@ class LLM:
         normalize: bool | None = None,
         enable_lora: bool = False,
         max_loras: int = 1,
+        max_cpu_loras: int | None = None,
         max_lora_rank: int = 16,
         offline: bool = False,
         progress: "Progress | None" = None,
@@ -101,12 +102,12 @@ class LLM:
             normalize=normalize,
             enable_lora=enable_lora,
             max_loras=max_loras,
+            max_cpu_loras=max_cpu_loras,
             max_lora_rank=max_lora_rank,
             offline=offline,
         )
         self.loaded = loaded or _load(self.config, progress)
         limits = self.loaded.compiled.limits
-        self.adapters = Adapters(self.loaded.adapter_reader)
         self.draft: LoadedModel | None = None  # the model that guesses for it
         try:
             self.default_params()  # what the model recommends may be nonsense
@@ -135,6 +136,11 @@ class LLM:
             speculator=speculator,
             prompt_budget=_prompt_budget(target_itl_ms, limits),
             max_waiting=max_waiting,
+        )
+        self.adapters = Adapters(
+            self.loaded.adapter_reader,
+            most_in_memory=self.config.adapters_in_memory,
+            is_used=self.engine.uses,
         )
         self._close = weakref.finalize(self, self.engine.close)
 
@@ -348,7 +354,8 @@ class LLM:
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter at once, and wait until the requests that have it have ended."""
-        self.engine.wait_unused(self.adapters.unload(name))
+        if adapter := self.adapters.unload(name):
+            self.engine.wait_unused(adapter)
 
     def default_params(self, **given: object) -> SamplingParams:
         """Parameters from what is given, and for the rest what the model's makers recommend."""
@@ -421,7 +428,8 @@ class LLM:
             return [self.adapters.resolve(lora_request)] * count
         if len(lora_request) != count:
             raise UsageError(f"{len(lora_request)} lora_requests for {count} prompts: one each")
-        return [self.adapters.resolve(each) for each in lora_request]
+        found = {each: self.adapters.resolve(each) for each in dict.fromkeys(lora_request)}
+        return [found[each] for each in lora_request]
 
     def _params_list(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int

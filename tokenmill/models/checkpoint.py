@@ -63,6 +63,10 @@ class Checkpoint(Protocol):
         """The bytes of a tensor by canonical name."""
         ...
 
+    def name_in_files(self, name: str) -> str:
+        """What the files call a tensor, by canonical name; for messages."""
+        ...
+
     def fingerprint(self) -> str:
         """Changes when the files do; the same in another folder. See `fingerprint_model`."""
         ...
@@ -79,10 +83,11 @@ class FileCheckpoint:
     _mapped: Mapping[str, Tensor]
     _head_orders: Mapping[str, IndexArray]  # of tensors whose heads have their rows out of order
     _norm_offset: float
+    _column: int  # of the tables of names
 
     def read(self, name: str) -> EncodedTensor:
         """The bytes of a tensor, as the architecture wants it: rows in order, norms complete."""
-        tensor = self._mapped[name].read(name)
+        tensor = self._mapped[name].read(self.name_in_files(name))
         part = name.rpartition(".")[2]
         if part in self._head_orders:
             return self._with_rows(tensor, self._head_orders[part])
@@ -100,6 +105,19 @@ class FileCheckpoint:
         heads = tensor.data.reshape(num_rows // len(order), len(order), -1)
         data = np.ascontiguousarray(heads[:, order]).reshape(tensor.data.shape)
         return EncodedTensor(name=tensor.name, info=tensor.info, data=data)
+
+    def name_in_files(self, name: str) -> str:
+        """A tensor that the files keep in one with others stays as we call it."""
+        architecture = ARCHITECTURES[self.config.architecture]
+        layer, _, part = name.removeprefix("layers.").partition(".")
+        if name.startswith("layers."):
+            prefix = (architecture.hf_layer_prefix, GGUF_LAYER_PREFIX)[self._column]
+            theirs = {**LAYER_NAMES, **architecture.layer_names}.get(part)
+            found = f"{prefix}{layer}.{theirs[self._column]}" if theirs else None
+        else:
+            theirs = {**MODEL_NAMES, **architecture.model_names}.get(name)
+            found = theirs[self._column] if theirs else None
+        return found or name
 
     def fingerprint(self) -> str:
         return fingerprint_model(self.path)
@@ -202,6 +220,7 @@ def _checkpoint(
         _mapped=mapped,
         _head_orders={} if is_in_order else dict.fromkeys(("q", "k", "q_bias", "k_bias"), heads),
         _norm_offset=architecture.hf_norm_offset if column == _HF else 0.0,
+        _column=column,
     )
 
 

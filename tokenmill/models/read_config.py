@@ -225,7 +225,8 @@ def _token_ids_only(config: Mapping[str, object]) -> dict[str, object]:
 def _head_dim(fields: Fields, key: str, hidden_size: int, num_heads: int) -> int:
     if fields.values.get(key) is None and hidden_size % num_heads:
         raise ModelFileError(
-            f"{fields.where}: hidden size {hidden_size} does not divide by {num_heads} heads"
+            f"{fields.where}: hidden size {hidden_size} does not divide by {num_heads} heads, and "
+            f"{key} gives no other size"
         )
     return fields.integer(key, most=2**12, least=2, default=hidden_size // num_heads)
 
@@ -233,7 +234,8 @@ def _head_dim(fields: Fields, key: str, hidden_size: int, num_heads: int) -> int
 def _checked(where: str, config: ModelConfig) -> ModelConfig:
     if config.num_heads % config.num_kv_heads:
         raise ModelFileError(
-            f"{where}: {config.num_heads} heads do not divide by {config.num_kv_heads} KV heads"
+            f"{where}: num_key_value_heads (attention.head_count_kv) is {config.num_kv_heads}, "
+            f"which does not divide the {config.num_heads} heads"
         )
     if config.head_dim % 2:
         raise ModelFileError(f"{where}: head size {config.head_dim} is odd; rotary needs pairs")

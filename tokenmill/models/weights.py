@@ -109,7 +109,7 @@ def _load(
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
     info = checkpoint.tensors.get(name)
-    where = f"{checkpoint.path}: tensor {name}"
+    where = f"{checkpoint.path}: tensor {checkpoint.name_in_files(name)}"
     if info is None:
         raise ModelFileError(f"{where} is missing; the file is incomplete or of another model")
     if info.shape != shape:
@@ -136,9 +136,10 @@ def _check_unused(checkpoint: Checkpoint, used: Mapping[str, tuple[int, ...]]) -
         and not (name == "lm_head" and checkpoint.config.is_tied)
     ]
     if unused:
+        first = checkpoint.name_in_files(unused[0])
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         raise UnsupportedModelError(
-            f"{checkpoint.path}: tensor {unused[0]!r}{more} is not part of a "
+            f"{checkpoint.path}: tensor {first!r}{more} is not part of a "
             f"{checkpoint.config.architecture} model as we compute it"
         )
 

@@ -60,5 +60,5 @@ async def _unload(service: Service, body: UnloadAdapterBody) -> None:
         adapter = service.llm.adapters.unload(body.lora_name)
     except UnknownAdapterError as error:
         raise ApiError(404, str(error), param="lora_name", code="adapter_not_found") from error
-    while service.llm.engine.uses(adapter):
+    while adapter and service.llm.engine.uses(adapter):
         await asyncio.sleep(_LOOK_AGAIN_S)

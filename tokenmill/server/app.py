@@ -106,7 +106,7 @@ def _model_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["model"])
 
     def card(name: str) -> dict[str, Any]:
-        adapter = service.adapter(name)
+        adapter = service.known_adapter(name)
         main_name = service.config.model_names[0]
         return {
             "id": name,
@@ -121,7 +121,7 @@ def _model_routes(service: Service) -> APIRouter:
     @router.get("/v1/models", responses=answers(ModelList))
     async def models() -> JSONResponse:
         """The names of the model, and the adapters that it can be asked with."""
-        adapters = (adapter.name for adapter in service.llm.adapters.loaded())
+        adapters = (adapter.name for adapter in service.llm.adapters.known())
         data = [card(name) for name in (*service.config.model_names, *adapters)]
         return JSONResponse({"object": "list", "data": data})
 

@@ -32,7 +32,7 @@ async def embed(service: Service, http: HttpRequest, body: EmbeddingBody) -> Res
     params = embedder.params(normalize=body.normalize, dimensions=body.dimensions)
     embedder.check(params)
     longest = embedder.longest(body.truncate_prompt_tokens)
-    adapter = service.adapter(body.model)
+    adapter = await service.adapter(body.model)
     given = body.input
     is_one = isinstance(given, str) or isinstance(given[0], int)
     prompts = cast(Sequence[str | list[int]], [given] if is_one else given)
@@ -124,7 +124,7 @@ def _head(
 async def _score_requests(service: Service, body: PooledBody, pairs: Pairs) -> list[Request]:
     embedder = service.llm.embedder
     longest = embedder.longest(body.truncate_prompt_tokens)
-    adapter = service.adapter(body.model)
+    adapter = await service.adapter(body.model)
 
     def make() -> list[Request]:
         return embedder.score_requests(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from tokenmill.engine.adapters import AdaptersBusyError
 from tokenmill.engine.engine import ClosedError, DrainingError, QueueFullError
 from tokenmill.engine.request import EngineDeadError
 from tokenmill.errors import TokenmillError
@@ -53,6 +54,8 @@ def api_error_of(error: TokenmillError | EngineDeadError) -> ApiError:
     """What the engine or the model refuses, as an answer."""
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full", headers=RETRY_AFTER)
+    if isinstance(error, AdaptersBusyError):
+        return ApiError(429, str(error), code="adapters_busy", headers=RETRY_AFTER)
     if isinstance(error, DrainingError | ClosedError):
         return draining()
     if isinstance(error, EngineDeadError):

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenmill.engine.adapters import KnownAdapter, UnknownAdapterError
 from tokenmill.engine.llm import LLM
 from tokenmill.engine.outputs import RequestOutput
 from tokenmill.engine.pooling import why_no_text
 from tokenmill.engine.request import Request
+from tokenmill.errors import ModelNotFoundError
 from tokenmill.sampling.params import SamplingParams
 from tokenmill.server.bridge import Bridge
 from tokenmill.server.config import ServerConfig
 from tokenmill.server.errors import ApiError, refused
 from tokenmill.server.life import Life
 from tokenmill.server.meters import Meters
-from tokenmill.server.prompting import Encoder
+from tokenmill.server.prompting import LONG, Encoder
 from tokenmill.server.requests import GenerationBody
 
 if TYPE_CHECKING:
@@ -52,20 +54,36 @@ class Service:
         """The name by which a request knows the model; ApiError where it means another."""
         if asked is None:
             return self.config.model_names[0]
-        self.adapter(asked)
+        self.known_adapter(asked)
         return asked
 
-    def adapter(self, asked: str | None) -> "Adapter | None":
+    def known_adapter(self, asked: str | None) -> KnownAdapter | None:
         """The adapter that a request asks for as its model; ApiError for a name of nothing."""
         if asked is None or asked in self.config.model_names:
             return None
-        adapter = self.llm.adapters.find(asked)
-        if adapter is None:
-            loaded = (adapter.name for adapter in self.llm.adapters.loaded())
-            known = ", ".join((*self.config.model_names, *loaded))
+        found = self.llm.adapters.find(asked)
+        if found is None:
+            adapters = (adapter.name for adapter in self.llm.adapters.known())
+            known = ", ".join((*self.config.model_names, *adapters))
             text = f"model is {asked!r}, but this server has only {known}"
             raise ApiError(404, text, param="model", code="model_not_found")
-        return adapter
+        return found
+
+    async def adapter(self, asked: str | None) -> "Adapter | None":
+        """The same, in memory: one that had to make way is read beside the event loop.
+
+        Raises ApiError, or the TokenmillError that says why it cannot be read.
+        """
+        known = self.known_adapter(asked)
+        if known is None:
+            return None
+        adapters = self.llm.adapters
+        if adapter := adapters.in_memory(known.name):
+            return adapter
+        try:
+            return await self.encoder.apart(lambda: adapters.get(known.name), LONG + 1)
+        except (ModelNotFoundError, UnknownAdapterError) as error:
+            raise ApiError(404, str(error), param="model", code="model_not_found") from error
 
     def params(
         self, body: GenerationBody, *, max_tokens: int | None, logprobs: int | None
@@ -99,7 +117,7 @@ class Service:
     ) -> list[Request]:
         """Requests for the engine, one a prompt; UsageError where one cannot be served."""
         check_together(body)
-        adapter = self.adapter(body.model)
+        adapter = await self.adapter(body.model)
         size = sum(map(len, prompts)) * params.n + _REQUEST_SIZE * len(prompts) * params.n
         return await self.encoder.apart(
             lambda: self._made(body, prompts, params, name, adapter), size

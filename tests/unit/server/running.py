@@ -134,6 +134,7 @@ def running_server(
     fail_at_step: int | None = None,
     max_waiting: int | None = None,
     adapter_slots: int = 0,
+    max_cpu_loras: int | None = None,
     headers: dict[str, str] | None = None,
     **config: Any,
 ) -> Iterator[Running]:
@@ -144,7 +145,7 @@ def running_server(
         adapter_slots=adapter_slots,
     )
     model = PacedModel(limits, step_s=step_s, fail_at_step=fail_at_step)
-    llm = make_llm(model, max_waiting=max_waiting)
+    llm = make_llm(model, max_waiting=max_waiting, max_cpu_loras=max_cpu_loras)
     settings = ServerConfig(**{"model_names": (MODEL, "alias"), **config})
     bound = serving.bind("127.0.0.1", 0)
     is_ready, kept = threading.Event(), SimpleNamespace()

@@ -155,6 +155,45 @@ def test_many_adapters_take_turns_in_one_slot(made: Running, files: dict[str, st
     assert [texts[i] for i in range(len(names))] == [alone[name] for name in names]
 
 
+def test_more_adapters_than_fit_into_memory_are_read_again(files: dict[str, str]):
+    with running_server(adapter_slots=1, max_cpu_loras=1) as made:
+        for name, path in files.items():
+            load(made, name, path)
+        first = {name: say(made, name) for name in files}
+        assert len(set(first.values())) == 2  # sql and copy say the same
+        assert {name: say(made, name) for name in files} == first
+        Path(files["sql"]).write_text("three")
+        error = made.refuse(made.complete(model="sql"))
+        assert "has changed since it was loaded: load it again" in error["message"]
+        load(made, "sql", files["sql"], load_inplace=True)
+        assert say(made, "sql") not in first.values()
+        Path(files["law"]).unlink()
+        error = made.refuse(made.complete(model="law"), 404)
+        assert (error["param"], error["code"]) == ("model", "model_not_found")
+        assert "'law' removed" in made.post("/v1/unload_lora_adapter", lora_name="law").text
+
+
+def test_an_adapter_waits_outside_while_others_fill_the_memory(files: dict[str, str]):
+    with running_server(adapter_slots=1, max_cpu_loras=1) as made:
+        load(made, "law", files["law"])
+        load(made, "sql", files["sql"])
+        made.model.gate.clear()
+        texts: list[str] = []
+        asking = threading.Thread(target=lambda: texts.append(say(made, "sql")), daemon=True)
+        asking.start()
+        wait_for(lambda: made.service.llm.engine.stats().running_loras == ("sql",))
+        answer = made.complete(model="law")
+        error = made.refuse(answer, 429)
+        assert error["code"] == "adapters_busy"
+        assert answer.headers["Retry-After"] == "1"
+        given = {"lora_name": "copy", "lora_path": files["copy"]}
+        made.refuse(made.post("/v1/load_lora_adapter", **given), 429)
+        assert made.client.get("/v1/models/copy").status_code == 404
+        made.model.gate.set()
+        asking.join(10)
+        assert say(made, "law") not in texts
+
+
 def test_metrics_tell_which_adapters_are_in_use(made: Running, files: dict[str, str]):
     load(made, "sql", files["sql"])
     made.model.gate.clear()

@@ -58,7 +58,8 @@ def check_gguf_magic(path: Path) -> None:
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
     if magic != GGUF_MAGIC:
-        raise ModelFileError(f"{path} is not a GGUF file (it begins with {magic!r})")
+        found = f"it begins with {magic!r}" if magic else "it is empty"
+        raise ModelFileError(f"{path} is not a GGUF file ({found})")
 
 
 def choose_safetensors(names: list[str]) -> list[str]:
