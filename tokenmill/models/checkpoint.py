@@ -6,7 +6,7 @@ the name that it has in its file.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from tokenmill.models.mapped import (
     Tensor,
     TensorInfo,
 )
-from tokenmill.models.quantized import OLD_FILES, unpack_quantized
+from tokenmill.models.quantized import OLD_FILES, notes_on_quantization, unpack_quantized
 from tokenmill.models.read_config import ROPE_DIVISORS, config_from_gguf, config_from_hf
 from tokenmill.models.rearrange import IndexArray, cut_apart, shifted, stack_experts, turned_halves
 from tokenmill.models.registry import ARCHITECTURES
@@ -50,6 +50,11 @@ class Checkpoint(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by canonical name."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should be told: where the files ask for what is done in another way."""
         ...
 
     @property
@@ -77,6 +82,7 @@ class FileCheckpoint:
     _mapped: Mapping[str, Tensor]
     _head_orders: Mapping[str, IndexArray]  # of tensors whose heads have their rows out of order
     _norm_offset: float
+    notes: tuple[str, ...] = ()
 
     def read(self, name: str) -> EncodedTensor:
         """The bytes of a tensor, as the architecture wants it: rows in order, norms complete."""
@@ -172,7 +178,8 @@ def _open_folder(folder: Path) -> FileCheckpoint:
         read_json(generation) if generation.is_file() else {},
     )
     unpacked = unpack_quantized(folder, content, tensors)
-    return _checkpoint(folder, config, unpacked, _HF, None)
+    opened = _checkpoint(folder, config, unpacked, _HF, None)
+    return replace(opened, notes=notes_on_quantization(folder, content))
 
 
 def _checkpoint(
