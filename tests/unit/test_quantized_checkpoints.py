@@ -151,6 +151,26 @@ def test_scales_of_activations_and_caches_are_not_needed(tmp_path: Path) -> None
     assert load(write_folder(tmp_path, tensors, scheme.config))
 
 
+def test_what_is_meant_for_activations_and_caches_is_told(tmp_path: Path) -> None:
+    tensors, _ = quantised(SCHEMES["int8"])
+    config = compressed("int-quantized", num_bits=8, strategy="channel")
+    assert open_checkpoint(write_folder(tmp_path, tensors, config)).notes == ()
+    groups = config["config_groups"]
+    assert isinstance(groups, dict)
+    scheme = {"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token"}
+    groups["group_0"]["input_activations"] = scheme
+    config["kv_cache_scheme"] = {"num_bits": 8, "type": "float", "dynamic": False}
+    notes = open_checkpoint(write_folder(tmp_path, tensors, config)).notes
+    assert [note.removeprefix(f"{tmp_path}: ") for note in notes] == [
+        "quantization_config rounds activations to int8 (dynamic scales by token); "
+        "here --activations says how",
+        "quantization_config rounds the KV cache to fp8 (static scales); here --kv-cache says how",
+    ]
+    tensors, _ = quantised(SCHEMES["fp8, blocks"])
+    [note] = open_checkpoint(write_folder(tmp_path, tensors, SCHEMES["fp8, blocks"].config)).notes
+    assert "rounds activations to fp8 (dynamic scales)" in note
+
+
 def test_one_config_may_have_several_sizes(tmp_path: Path) -> None:
     """llm-compressor keeps some modules at 8 bits; which is told by the tensors."""
     config = compressed("mixed-precision", strategy="group", group_size=32)
@@ -180,6 +200,8 @@ REFUSED = {
     "awq bits": (AWQ | {"bits": 8}, "bits is 8, supported is 4"),
     "fp8": (FP8 | {"fmt": "e5m2"}, "fmt is 'e5m2', supported is 'e4m3'"),
     "method": ({"quant_method": "aqlm"}, "quant_method is 'aqlm', supported is 'gptq' or 'awq'"),
+    "torchao": ({"quant_method": "torchao"}, "quant_method is 'torchao', supported is 'gptq'"),
+    "mxfp4": (compressed("mxfp4-pack-quantized"), "format is 'mxfp4-pack-quantized'"),
     "nvfp4": (compressed("nvfp4-pack-quantized"), "format is 'nvfp4-pack-quantized'"),
     "2 bits": (compressed("pack-quantized", num_bits=2), "num_bits is 2, supported is 4 or 8"),
     "sparse": (
@@ -276,7 +298,7 @@ def test_zero_points_that_the_config_denies_are_refused(tmp_path: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["int8", "fp8, blocks"])
+@pytest.mark.parametrize("name", ["int8", "fp8, blocks", "compressed fp8"])
 def test_weights_that_are_not_finite_are_refused(name: str, tmp_path: Path) -> None:
     tensors, _ = quantised(SCHEMES[name])
     part = next(p for p in ("weight_scale", "weight_scale_inv") if f"{O_PROJ}.{p}" in tensors)
@@ -285,6 +307,31 @@ def test_weights_that_are_not_finite_are_refused(name: str, tmp_path: Path) -> N
         ModelFileError, match=r"\.o_proj\.weight holds weights that are infinite or not"
     ):
         load(write_folder(tmp_path, tensors, SCHEMES[name].config))
+
+
+def test_float8_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+    tensors, _ = quantised(SCHEMES["compressed fp8"])
+    tensors[f"{O_PROJ}.weight"][3, 5] = np.nan
+    with pytest.raises(
+        ModelFileError, match=r"layers\.0\.o holds weights that are infinite or not"
+    ):
+        load(write_folder(tmp_path, tensors, SCHEMES["compressed fp8"].config))
+
+
+def test_float8_of_all_bits_is_what_a_reference_says(tmp_path: Path) -> None:
+    """All 254 numbers, subnormal ones too, in rows that cross blocks and end within one."""
+    numbers = np.arange(256, dtype=np.uint8)
+    numbers = numbers[numbers & 0x7F != 0x7F].view(ml_dtypes.float8_e4m3fn)
+    weight = np.stack([np.roll(np.resize(numbers, 300), i) for i in range(200)])
+    scales = np.random.default_rng(0).uniform(1e-4, 1e-2, (2, 3)).astype(np.float32)
+    parts = {"m.weight": weight, "m.weight_scale_inv": scales}
+    write_folder(tmp_path, parts, FP8)
+    config = {"quantization_config": FP8}
+    (tensor,) = unpack_quantized(tmp_path, config, read_safetensors(tmp_path)).values()
+    found, error = decode(tensor.read("m"), "f8")
+    wide = np.kron(scales, np.ones((128, 128), np.float32))[:200, :300]
+    np.testing.assert_array_equal(found.dequantize(), weight.astype(np.float32) * wide)
+    assert error == 0
 
 
 @pytest.mark.parametrize("k", [32, 40, 65, 200])

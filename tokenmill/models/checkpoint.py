@@ -30,7 +30,7 @@ from tokenmill.models.mapped import (
     Tensor,
     TensorInfo,
 )
-from tokenmill.models.quantized import OLD_FILES, unpack_quantized
+from tokenmill.models.quantized import OLD_FILES, notes_on_quantization, unpack_quantized
 from tokenmill.models.read_config import ROPE_DIVISORS, config_from_gguf, config_from_hf
 from tokenmill.models.rearrange import IndexArray, cut_apart, shifted, stack_experts, turned_halves
 from tokenmill.models.registry import ARCHITECTURES
@@ -52,6 +52,11 @@ class Checkpoint(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by canonical name."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should be told: where the files ask for what is done in another way."""
         ...
 
     @property
@@ -84,6 +89,7 @@ class FileCheckpoint:
     _head_orders: Mapping[str, IndexArray]  # of tensors whose heads have their rows out of order
     _norm_offset: float
     _column: int  # of the tables of names
+    notes: tuple[str, ...] = ()
 
     def read(self, name: str) -> EncodedTensor:
         """The bytes of a tensor, as the architecture wants it: rows in order, norms complete."""
@@ -192,7 +198,8 @@ def _open_folder(folder: Path) -> FileCheckpoint:
         read_json(generation) if generation.is_file() else {},
     )
     unpacked = unpack_quantized(folder, content, tensors)
-    return _checkpoint(folder, config, unpacked, _HF, None)
+    opened = _checkpoint(folder, config, unpacked, _HF, None)
+    return replace(opened, notes=notes_on_quantization(folder, content))
 
 
 def _checkpoint(

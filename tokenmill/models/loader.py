@@ -68,6 +68,8 @@ def load_model(
     progress = progress or SilentProgress()
     local = fetch(options.model, progress=progress, offline=options.offline)
     checkpoint = open_checkpoint(local.path)
+    for note in checkpoint.notes:
+        progress.note(note)
     tokenizer = _load_tokenizer(checkpoint, progress)
     longest = options.max_model_len or 0
     if target is not None:

@@ -14,6 +14,7 @@ from tokenmill.errors import UnsupportedModelError
 from tokenmill.models.fields import Fields
 from tokenmill.models.mapped import FileTensor, MappedTensor
 from tokenmill.models.quantized import awq, compressed_tensors, fp8, gptq
+from tokenmill.models.quantized.activations import left_out
 from tokenmill.models.safetensors import read_json
 
 KEY = "quantization_config"
@@ -66,6 +67,12 @@ def unpack_quantized(
     found, used = method.unpack(str(folder), method.read_config(fields), tensors)
     plain = {name: tensor for name, tensor in tensors.items() if name not in used}
     return {**plain, **found}
+
+
+def notes_on_quantization(folder: Path, config: Mapping[str, object]) -> tuple[str, ...]:
+    """What to tell of a folder's quantisation: sentences on what is not done as it says."""
+    fields = _quantization(folder, config)
+    return () if fields is None else tuple(left_out(fields))
 
 
 def _quantization(folder: Path, config: Mapping[str, object]) -> Fields | None:
