@@ -25,10 +25,9 @@ from pathlib import Path
 
 import numpy as np
 from common import Peer, describe_machine, make_parser, open_peer
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from importance import measure_importance
 from kl import F32Array, Score, load, log_softmax, our_logits, read_windows
-from peer_types import has_joined_rows, write_in_type
+from peer_types import bits_of, has_joined_rows, write_in_type
 
 from tokenmill.ir.formats import FORMATS
 from tokenmill.models.encodings import FLOAT_ENCODINGS, QUANT_ENCODINGS
@@ -127,12 +126,6 @@ def choose_rows(
         if not is_native:
             yield Row(label=f"{label}, held as q8", path=made, quantization="q8")
         made.unlink()
-
-
-def bits_of(type_name: str) -> float:
-    """Bits a weight of a type of ggml."""
-    block_len, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
-    return 8 * block_bytes / block_len
 
 
 def score(row: Row, args: Namespace, reference: Reference) -> Score:

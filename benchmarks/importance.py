@@ -37,7 +37,7 @@ def measure_importance(path: Path, windows: list[list[int]]) -> dict[str, F32Arr
         if isinstance(module, torch.nn.Linear):
             found = names.get_name(f"{name}.weight", (".weight",))
             assert found, name
-            watch(f"{found}.weight", module)
+            watch(found, module)
     with torch.no_grad():
         for tokens in windows:
             model(torch.tensor([tokens]))

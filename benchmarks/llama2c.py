@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
-_FIELDS = ("dim", "hidden", "layers", "heads", "kv_heads", "vocab", "context")
+FIELDS = ("dim", "hidden", "layers", "heads", "kv_heads", "vocab", "context")
 
 
 def main() -> None:
@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument("vocabulary", type=Path, help="a .gguf file with the same vocabulary")
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
-    head = np.fromfile(args.weights, np.int32, len(_FIELDS))
-    sizes = dict(zip(_FIELDS, map(int, head), strict=True))
+    head = np.fromfile(args.weights, np.int32, len(FIELDS))
+    sizes = dict(zip(FIELDS, map(int, head), strict=True))
     if sizes["vocab"] < 0:
         raise SystemExit(f"{args.weights} has a head of its own, which is not read")
     writer = GGUFWriter(args.output, "llama")

@@ -15,6 +15,7 @@ from rewrite import WIDE, F32Array, dequantize, rewrite
 from tokenmill.models.gguf.reader import read_gguf
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 
+_LEAST_WIDE_BITS = 6.0
 _JOINED = 8  # rows put end to end where one is not a whole number of blocks
 
 
@@ -25,7 +26,7 @@ def write_in_type(
     type_name: str,
     importance: Mapping[str, F32Array],
 ) -> None:
-    """Write `source` with all matrices in a type (embedding and head: Q8_0 at least).
+    """Write `source` with all matrices in a type; below 6 bits, embedding and head are Q8_0.
 
     Where rows are not a whole number of blocks, for which llama.cpp would take another type, eight
     of them are rounded end to end, and the file gets what the blocks stand for in float32.
@@ -49,7 +50,13 @@ def _choose(type_name: str, name: str, info: TensorInfo) -> str | None:
 
 
 def _type_of(name: str, type_name: str) -> str:
-    return "Q8_0" if name in WIDE and type_name != "F16" else type_name
+    return "Q8_0" if name in WIDE and bits_of(type_name) < _LEAST_WIDE_BITS else type_name
+
+
+def bits_of(type_name: str) -> float:
+    """Bits a weight of a type of ggml."""
+    block_len, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
+    return 8 * block_bytes / block_len
 
 
 def _encode(

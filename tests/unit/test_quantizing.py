@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, quants
+from gguf import GGUFReader, GGUFWriter, quants
 from model_files import canonical_shapes, random_weights, write_gguf
 
 from tokenmill.cli.main import main
@@ -69,6 +69,39 @@ def test_we_read_exactly_what_we_wrote(tmp_path: Path) -> None:
     for ours, theirs in zip(rounded, kept, strict=True):
         assert theirs.relative_error == 0
         np.testing.assert_array_equal(theirs.weight.dequantize(), ours.weight.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("format_name", "taken", "embedding"),
+    [("q4_k", "Q4_1", "Q8_0"), ("q5_k", "Q8_0", "Q8_0"), ("q6_k", "Q8_0", "Q8_0")],
+)
+def test_rows_that_are_not_whole_blocks_get_a_format_of_smaller_ones(
+    tmp_path: Path, format_name: str, taken: str, embedding: str
+) -> None:
+    source = write_gguf(tmp_path / "model.gguf", random_weights())
+    quantize_model(source, tmp_path / "small.gguf", format_name)
+    types = {t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "small.gguf").tensors}
+    assert (types["blk.0.ffn_up.weight"], types["token_embd.weight"]) == (taken, embedding)
+
+
+def test_whole_blocks_get_the_format_and_the_embedding_8_bits(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    rng = np.random.default_rng(0)
+    for name in ("token_embd.weight", "blk.0.ffn_up.weight"):
+        writer.add_tensor(name, rng.standard_normal((8, 512), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for format_name in ("q4_k", "q5_k", "q6_k"):
+        target = tmp_path / f"{format_name}.gguf"
+        made = quantize_model(tmp_path / "model.gguf", target, format_name)
+        up = GGUFReader(target).get_tensor(1)
+        assert up.tensor_type.name == format_name.upper()
+        values = quants.dequantize(up.data, up.tensor_type)
+        source = GGUFReader(tmp_path / "model.gguf").get_tensor(1).data
+        assert 0 < relative(values - source, source) < 0.08
+        assert made.target_bytes < made.source_bytes / 2
 
 
 def test_a_file_that_exists_is_not_touched(tmp_path: Path) -> None:
