@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.command import ask, assert_answered
+from tests.e2e.small_qwen import write_small_qwen
 from tokenmill.errors import ModelNotFoundError
 from tokenmill.models.home import home_dir
 from tokenmill.models.sources import fetch, is_offline
@@ -58,14 +59,7 @@ def small_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its output head is a matrix of its own, which the real small ones tie to the embedding.
     """
-    from tests.e2e.random_models import Shape, hugging_face_model
-    from tests.unit.tiny_tokenizers import write_folder
-
-    folder = tmp_path_factory.mktemp("small_qwen")
-    sizes = {"kv_heads": 1, "group": 6, "head_dim": 128, "hidden": 192, "inner": 416}
-    shape = Shape(**sizes, vocab_size=300, is_tied=False)
-    hugging_face_model("qwen2", shape).save_pretrained(folder)
-    return write_folder(folder)
+    return write_small_qwen(tmp_path_factory.mktemp("small_qwen"))
 
 
 @pytest.fixture(scope="session")
