@@ -38,7 +38,7 @@ class EngineConfig:
     speculative: str = "off"  # "off", "ngram", or a draft model with the same tokenizer
     num_speculative_tokens: int = 4  # guesses for one sequence in one step, at most
     max_waiting: int | None = None  # requests that wait before another is refused
-    pooling: str = "auto"  # how embeddings are made: "last", "mean" or "cls" token
+    pooling: str = "auto"  # how embeddings are made: a name in POOLINGS
     normalize: bool | None = None  # bring embeddings to length 1
     enable_lora: bool = False
     max_loras: int = 1  # adapters that one step may use

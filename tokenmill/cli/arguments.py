@@ -77,9 +77,10 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
         "--pooling",
         choices=POOLINGS,
         default="auto",
-        help="what embeddings are made of: the last token, the mean of all, or the first (cls); "
-        "auto: as the model's files say, else the first of an encoder and the last of others "
-        "(default: %(default)s)",
+        help="what embeddings are made of: the last token, the mean of all, the first (cls), the "
+        "greatest of all, their sum over the root of the length, or a mean in which later tokens "
+        "count more; auto: as the model's files say, else the first of an encoder and the last of "
+        "others (default: %(default)s)",
     )
     group.add_argument(
         "--normalize",

@@ -186,19 +186,22 @@ class LLM:
         prompts: Prompts,
         *,
         pooling_params: PoolingParams | None = None,
+        prompt_name: str | None = None,
         truncate_prompt_tokens: int | None = None,
         lora_request: LoRARequests = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """The embeddings of prompts, in their order; a prompt may have the forms of `generate`.
 
-        By default pooled as the model's files or `pooling` and `normalize` say. Of a longer prompt
-        the first `truncate_prompt_tokens` are taken; -1: as many as the model takes.
+        By default pooled as the model's files or `pooling` and `normalize` say. `prompt_name` asks
+        for one of the model's own prompts before each text ("": for none). Of a longer prompt the
+        first `truncate_prompt_tokens` are taken; -1: as many as the model takes.
         Raises UsageError or CapacityError that names the prompt, before anything runs.
         """
         params = self.embedder.params() if pooling_params is None else pooling_params
         self.embedder.check(params)
         longest = self.embedder.longest(truncate_prompt_tokens)
+        prefix = self.embedder.prefix(prompt_name)
         listed = prompt_list(prompts)
         adapters = self._adapter_list(lora_request, len(listed))
         events: SimpleQueue[list[Delivery]] = SimpleQueue()
@@ -209,12 +212,13 @@ class LLM:
                 name=f"prompt {index}",
                 sink=events.put,
                 longest=longest,
+                prefix=prefix,
                 adapter=adapters[index],
             )
             for index, prompt in enumerate(listed)
         ]
         outputs = self._pooled_outputs(requests, events, progress)
-        return [embedding_output(output) for output in outputs]
+        return [embedding_output(o, self.embedder.vector(o, params)) for o in outputs]
 
     def score(
         self,

@@ -40,7 +40,7 @@ class PooledBody(RequestBody):
 
 
 class EmbeddingBody(PooledBody):
-    """`POST /v1/embeddings`."""
+    """`POST /v1/embeddings`. `prompt_name`: which of the model's prompts stands before texts."""
 
     input: (
         str
@@ -54,6 +54,7 @@ class EmbeddingBody(PooledBody):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     normalize: bool | None = None
+    prompt_name: Annotated[str, Field(max_length=256)] | None = None
     add_special_tokens: bool | None = None
 
 
