@@ -76,7 +76,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("gemma")
     model = random_model(transformers.Gemma3TextConfig(**GEMMA))
     model.save_pretrained(folder)
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}  # for the library, which would guess
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>"}
     write_modules(
         write_folder(folder, tokenizer_config=kind), {"pooling_mode_mean_tokens": True}, None
     )

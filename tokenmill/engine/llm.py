@@ -1,7 +1,7 @@
 """The Python interface: a model by name, prompts in, text out."""
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from queue import SimpleQueue
 from types import TracebackType
@@ -354,9 +354,14 @@ class LLM:
         """Forget an adapter at once, and wait until the requests that have it have ended."""
         self.engine.wait_unused(self.adapters.unload(name))
 
-    def default_params(self, **given: object) -> SamplingParams:
-        """Parameters from what is given, and for the rest what the model's makers recommend."""
-        return SamplingParams.with_defaults(self.loaded.generation_defaults, **given)
+    def default_params(
+        self, fallback: Mapping[str, object] | None = None, /, **given: object
+    ) -> SamplingParams:
+        """Parameters from what is given, and for the rest what the model's makers recommend.
+
+        Where they recommend nothing, `fallback` holds.
+        """
+        return SamplingParams.with_defaults(self.loaded.generation_defaults, fallback, **given)
 
     def warm_up(self) -> None:
         """Compile what steps of all sizes need, so that no request waits for it."""

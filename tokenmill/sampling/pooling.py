@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from tokenmill import config
 from tokenmill.errors import UsageError
 
-POOLINGS = ("last", "mean", "cls", "max", "mean_sqrt_len", "weightedmean")
+POOLINGS = tuple(name for name in config.POOLINGS if name != "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
