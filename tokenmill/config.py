@@ -23,7 +23,7 @@ QUANTIZATIONS = (
 )
 ACTIVATIONS = ("bf16", "int8", "f32")
 KV_CACHES = ("auto", "bf16", "f32", "int8")
-POOLINGS = ("auto", "last", "mean", "cls")
+POOLINGS = ("auto", "last", "mean", "cls", "max", "mean_sqrt_len", "weightedmean")
 MAX_THREADS = 1024
 MAX_LORAS = 1024
 MAX_LORA_RANK = 1024
@@ -53,7 +53,7 @@ class EngineConfig:
     speculative: str = "off"  # "off", "ngram", or a draft model with the same tokenizer
     num_speculative_tokens: int = 4  # guesses for one sequence in one step, at most
     max_waiting: int | None = None  # requests that wait before another is refused
-    pooling: str = "auto"  # how embeddings are made: "last", "mean" or "cls" token
+    pooling: str = "auto"  # how embeddings are made: a name in POOLINGS
     normalize: bool | None = None  # bring embeddings to length 1
     enable_lora: bool = False
     max_loras: int = 1  # adapters that one step may use

@@ -31,11 +31,15 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 3,
     "max_position_embeddings": 131,
 }
+MODERN = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "local_attention": 64}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertModel", {}),
     "bert, wide heads": ("BertModel", {"hidden_size": 96, "num_attention_heads": 1}),
     "roberta": ("RobertaModel", {"pad_token_id": 1, "type_vocab_size": 1}),
     "xlm-r": ("XLMRobertaModel", {"pad_token_id": 5}),
+    "distilbert": ("DistilBertModel", {"hidden_dim": 77}),
+    "modernbert": ("ModernBertModel", MODERN | {"local_attention": 9}),
+    "modernbert, three kinds of layers": ("ModernBertModel", MODERN | {"num_hidden_layers": 5}),
     "bert, scores": ("BertForSequenceClassification", {"num_labels": 1}),
     "xlm-r, scores": ("XLMRobertaForSequenceClassification", {"num_labels": 1, "pad_token_id": 1}),
 }
@@ -59,7 +63,7 @@ def random_model(name: str) -> Any:
             if parameter.ndim == 2 and "embeddings" not in parameter_name:
                 parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
             else:
-                is_one = parameter_name.endswith("LayerNorm.weight")
+                is_one = parameter_name.endswith(("orm.weight", "norm1.weight", "norm2.weight"))
                 parameter.normal_(float(is_one), 0.4)
     return model
 
@@ -102,7 +106,7 @@ def _raw_logits(llm: LLM, prompts: list[list[int]]) -> list[np.ndarray]:
     outputs = llm._outputs(requests, events, None)
     with pytest.raises(UsageError, match="cross-encoder, which scores pairs"):
         llm.embed("text")
-    return [output.embedding for output in outputs if output.embedding is not None]
+    return [output.pooled for output in outputs if output.pooled is not None]
 
 
 def write_word_tokenizer(folder: Path) -> tokenizers.Tokenizer:

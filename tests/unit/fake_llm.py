@@ -6,7 +6,7 @@ makes it go on, with a pause after each token, until it is stopped.
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Self
 
@@ -28,6 +28,7 @@ class FakeLLM:
     def __init__(self, *, has_template: bool = True, max_model_len: int = 10_000) -> None:
         self.loaded = SimpleNamespace(chat_template="template" if has_template else None)
         self.max_model_len = max_model_len
+        self.generation_config: dict[str, object] = {}
         self.configs: list[EngineConfig] = []
         self.params: list[SamplingParams] = []
         self.lora_requests: list[LoRARequest | None] = []
@@ -37,6 +38,11 @@ class FakeLLM:
     def open(self, config: EngineConfig) -> Self:
         self.configs.append(config)
         return self
+
+    def default_params(
+        self, fallback: Mapping[str, object] | None = None, /, **given: object
+    ) -> SamplingParams:
+        return SamplingParams.with_defaults(self.generation_config, fallback, **given)
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> list[int]:
         text = "|".join(f"{message['role'][0]}:{message['content']}" for message in messages)

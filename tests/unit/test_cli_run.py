@@ -89,6 +89,31 @@ def test_options_reach_the_engine(llm):
     assert (params.seed, params.max_tokens) == (5, 11)
 
 
+@pytest.mark.parametrize(
+    ("file", "flags", "wanted"),
+    [
+        ({}, (), (0.7, 0.95, 0, 1.0, 512)),
+        ({"temperature": 0.2, "top_k": 64, "eos_token_id": 1}, (), (0.2, 0.95, 64, 1.0, 512)),
+        (
+            {"temperature": 0.2, "top_k": 64, "repetition_penalty": 1.1, "max_new_tokens": 9},
+            ("--top-k", "0", "--temperature", "0"),
+            (0, 0.95, 0, 1.1, 9),
+        ),
+        (
+            {"repetition_penalty": 1.1, "max_new_tokens": 9, "top_p": 0.5},
+            ("--repetition-penalty", "1", "--max-tokens", "20", "--top-p", "0.9"),
+            (0.7, 0.9, 0, 1, 20),
+        ),
+    ],
+)
+def test_flags_win_over_what_the_models_makers_recommend(llm, file, flags, wanted):
+    llm.generation_config = file
+    assert run("hello", *flags) == 0
+    [p] = llm.params
+    found = (p.temperature, p.top_p, p.top_k, p.repetition_penalty, p.max_tokens)
+    assert found == wanted
+
+
 def test_dash_reads_standard_input(llm, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines"))
     assert run("-", "--raw") == 0

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from tokenmill.config import EngineConfig
 from tokenmill.engine.embedder import Embedder
 from tokenmill.engine.embedding import Pairs
-from tokenmill.engine.pooling import Pool, cosine, normalized, sigmoid
+from tokenmill.engine.pooling import Pool, cosine, normalized, shaped, sigmoid
 from tokenmill.errors import ModelFileError, TokenmillError, UnsupportedModelError, UsageError
 from tokenmill.models.sentence_transformers import Pooling, read_pooling
-from tokenmill.sampling.pooling import PoolingParams
+from tokenmill.sampling.pooling import POOLINGS, PoolingParams
 
 MEAN = PoolingParams(pooling="mean")
 DECODER = SimpleNamespace(encoder=None)
-ENCODER = SimpleNamespace(encoder=SimpleNamespace(num_labels=0))
+ENCODER = SimpleNamespace(encoder=SimpleNamespace(num_labels=0), hidden_size=6)
 
 
 def pooled(params: PoolingParams, states: np.ndarray, cuts: list[int]) -> np.ndarray:
@@ -32,14 +33,14 @@ def pooled(params: PoolingParams, states: np.ndarray, cuts: list[int]) -> np.nda
         pool.add(states[first : first + count])
         start = stop
     assert pool.next_wanted is None
-    return pool.embedding()
+    return shaped(pool.pooled(), params)
 
 
 @given(st.integers(1, 40), st.lists(st.integers(0, 40), max_size=5), st.integers(1, 19))
 def test_bits_do_not_depend_on_chunks(length: int, cuts: list[int], size: int) -> None:
     states = np.random.default_rng(length).standard_normal((length, size), np.float32) * 1e3
     cuts = [cut for cut in cuts if cut <= length]
-    for pooling in ("last", "mean", "cls"):
+    for pooling in POOLINGS:
         params = PoolingParams(pooling=pooling)
         assert np.array_equal(pooled(params, states, cuts), pooled(params, states, []))
 
@@ -54,6 +55,13 @@ def test_what_is_pooled() -> None:
     assert pooled(PoolingParams(pooling="mean", **plain), states, [2]).tolist() == pytest.approx(
         [3, 16 / 3]
     )
+    for pooling, wanted in (
+        ("max", [5, 12]),
+        ("mean_sqrt_len", [9 / 3**0.5, 16 / 3**0.5]),
+        ("weightedmean", [(3 + 2 + 15) / 6, (4 + 36) / 6]),
+    ):
+        found = pooled(PoolingParams(pooling=pooling, **plain), states, [1])
+        assert found.tolist() == pytest.approx(wanted)
     cut = pooled(PoolingParams(pooling="last", dimensions=1), states, [])
     assert cut.tolist() == [1]
 
@@ -72,7 +80,7 @@ def test_sigmoid_does_not_overflow() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "max"}, "pooling is 'max', but must be one of last, mean, cls"),
+        ({"pooling": "min"}, "pooling is 'min', but must be one of last, mean, cls, max"),
         ({"dimensions": 0}, "dimensions is 0"),
         ({"dimensions": True}, "dimensions is True"),
     ],
@@ -92,10 +100,10 @@ def test_pairs() -> None:
             Pairs.of(*texts)
 
 
-def embedder(sizes: tuple[int, ...] | None = None, **config) -> Embedder:
+def embedder(sizes: tuple[int, ...] | None = None, files=None, **config) -> Embedder:
     loaded = SimpleNamespace(
         config=SimpleNamespace(hidden_size=64, encoder=None),
-        pooling=Pooling(kind="mean", normalize=False, sizes=sizes),
+        pooling=Pooling(kind="mean", normalize=False, sizes=sizes, **(files or {})),
     )
     intake = SimpleNamespace(make_pooled_request=None)  # not asked for any
     return Embedder(loaded, EngineConfig(**config), intake, 100)  # type: ignore[arg-type]
@@ -130,6 +138,18 @@ def test_which_sizes_an_embedding_may_have(sizes, wanted, message) -> None:
         embedder(sizes).check(params)
 
 
+def test_a_prompt_is_asked_for_by_name() -> None:
+    files = {"prompts": {"query": "query: ", "document": ""}, "default_prompt": "text: "}
+    made = embedder(files=files)
+    names = ("query", "document", "", None)
+    assert [made.prefix(name) for name in names] == ["query: ", "", "", "text: "]
+    with pytest.raises(UsageError, match=r"prompt_name is 'q'.* prompts are 'query', 'document'"):
+        made.prefix("q")
+    assert embedder().prefix(None) == ""
+    with pytest.raises(UsageError, match="prompts are none"):
+        embedder().prefix("query")
+
+
 def folder(path: Path, **files: object) -> Path:
     """A model's folder; __ stands for a slash."""
     for name, content in {"config": {}, **files}.items():
@@ -158,6 +178,61 @@ def test_what_files_say_of_pooling(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, "mean_sqrt_len"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+    ],
+)
+def test_names_of_poolings(tmp_path: Path, config: dict[str, object], kind: str) -> None:
+    files = folder(tmp_path, modules=modules("Pooling"), **{"1_Pooling__config": config})
+    assert read_pooling(files, ENCODER).kind == kind  # type: ignore[arg-type]
+
+
+def test_linears_follow_one_another(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(size, np.float32) for size in ((9, 6), (9,), (4, 9))]
+    listed = [
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+        {"type": "sentence_transformers.models.Dense", "path": "2_Dense"},
+        {"type": "sentence_transformers.models.Dropout", "path": "3_Dropout"},
+        {"type": "sentence_transformers.models.Dense", "path": "4_Dense"},
+    ]
+    files = folder(
+        tmp_path,
+        modules=listed,
+        **{
+            "1_Pooling__config": {"pooling_mode": "mean"},
+            "2_Dense__config": {"out_features": 9},
+            "4_Dense__config": {
+                "in_features": 9,
+                "out_features": 4,
+                "bias": False,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            },
+        },
+    )
+    first = {"linear.weight": weights[0], "linear.bias": weights[1]}
+    save_file(first, files / "2_Dense" / "model.safetensors")
+    save_file({"linear.weight": weights[2]}, files / "4_Dense" / "model.safetensors")
+    pooling = read_pooling(files, ENCODER)  # type: ignore[arg-type]
+    x = rng.standard_normal(6, np.float32)
+    assert [dense.size for dense in pooling.dense] == [9, 4]
+    found = pooling.dense[1](pooling.dense[0](x))
+    assert np.allclose(found, weights[2] @ np.tanh(weights[0] @ x + weights[1]), atol=1e-6)
+    (files / "2_Dense" / "model.safetensors").rename(files / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match="has pickled weights only"):
+        read_pooling(files, ENCODER)  # type: ignore[arg-type]
+    save_file({"linear.weight": weights[1]}, files / "4_Dense" / "model.safetensors")
+    save_file({"linear.weight": weights[0].T.copy()}, files / "2_Dense" / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"linear.bias|shape \[6, 9\]"):
+        read_pooling(files, ENCODER)  # type: ignore[arg-type]
+
+
 def test_without_files_an_encoder_gives_its_first_token_and_a_decoder_its_last(
     tmp_path: Path,
 ) -> None:
@@ -173,7 +248,49 @@ def test_without_files_an_encoder_gives_its_first_token_and_a_decoder_its_last(
 @pytest.mark.parametrize(
     ("files", "error", "message"),
     [
-        ({"modules": modules("Dense")}, UnsupportedModelError, "type is 'Dense', supported are"),
+        ({"modules": modules("LSTM")}, UnsupportedModelError, "type is 'LSTM', supported are"),
+        (
+            {"modules": modules("Pooling", "Normalize", "Dense")},
+            UnsupportedModelError,
+            "modules are Pooling, Normalize, Dense, supported is one pooling, in the order",
+        ),
+        (
+            {"modules": modules("Dense"), "1_Dense__config": {"in_features": 5}},
+            UnsupportedModelError,
+            "in_features is 5, supported is 6",
+        ),
+        (
+            {
+                "modules": modules("Dense"),
+                "1_Dense__config": {"out_features": 5, "activation_function": "torch.nn.Softmax"},
+            },
+            UnsupportedModelError,
+            "activation_function is 'torch.nn.Softmax'",
+        ),
+        (
+            {"modules": modules("Dense"), "1_Dense__config": {"out_features": 5}},
+            ModelFileError,
+            "1_Dense: has no model.safetensors",
+        ),
+        (
+            {"modules": [], "config_sentence_transformers": {"prompts": {"query": 1}}},
+            ModelFileError,
+            "expected an object of texts",
+        ),
+        (
+            {"modules": [], "config_sentence_transformers": {"default_prompt_name": "q"}},
+            ModelFileError,
+            "default_prompt_name is 'q', expected one of none",
+        ),
+        (
+            {
+                "modules": modules("Pooling"),
+                "1_Pooling__config": {"pooling_mode": "mean", "include_prompt": False},
+                "config_sentence_transformers": {"prompts": {"query": "q: "}},
+            },
+            UnsupportedModelError,
+            "include_prompt is False",
+        ),
         ({"modules": {"type": "x"}}, ModelFileError, "is no list of modules"),
         (
             {"modules": [{"type": "a.Pooling", "path": "../x"}]},
@@ -181,9 +298,9 @@ def test_without_files_an_encoder_gives_its_first_token_and_a_decoder_its_last(
             "lies outside the model",
         ),
         (
-            {"modules": modules("Pooling"), "1_Pooling__config": {"pooling_mode_max_tokens": True}},
+            {"modules": modules("Pooling"), "1_Pooling__config": {"pooling_mode_min_tokens": True}},
             UnsupportedModelError,
-            "by pooling_mode_max_tokens, supported is one of",
+            "by pooling_mode_min_tokens, supported is one of",
         ),
         (
             {

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from tokenmill.backends.base import StepInput, StepLimits, window_blocks_for
 from tokenmill.engine.draft_model import DraftModel
 from tokenmill.engine.outputs import Logprob
+from tokenmill.engine.pooling import shaped
 from tokenmill.engine.sequence import Sequence, make_pooled_sequence, make_sequence
 from tokenmill.engine.speculation import Drafter, NgramDrafter, Speculator
 from tokenmill.engine.step_loop import StepLoop
@@ -297,9 +298,11 @@ def check_embedding(sequence: Sequence, *, is_encoder: bool = False) -> None:
     if sequence.finish_reason == "abort":
         return
     assert (sequence.finish_reason, sequence.output) == ("stop", [])
-    assert sequence.embedding is not None
+    assert sequence.pooled is not None
+    assert sequence.pool is not None
+    found = shaped(sequence.pooled, sequence.pool.params)
     wanted = expected_embedding(sequence, is_encoder=is_encoder)
-    assert np.allclose(sequence.embedding, wanted, rtol=1e-6, atol=0)
+    assert np.allclose(found, wanted, rtol=1e-6, atol=0)
 
 
 def check_output(sequence: Sequence) -> None:

@@ -1,6 +1,7 @@
 """Arguments that several commands share, and what is made of them."""
 
 from argparse import ArgumentParser, BooleanOptionalAction
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,9 @@ from tokenmill.models.sources.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tokenmill.engine.adapters import LoRARequest
-    from tokenmill.sampling.params import SamplingParams
 
-MAX_TOKENS = 512
-TEMPERATURE = 0.7
-TOP_P = 0.95
+SAMPLING_FALLBACK: Mapping[str, object] = {"max_tokens": 512, "temperature": 0.7, "top_p": 0.95}
+"""What holds where neither a flag nor the model's generation_config.json says anything."""
 
 _ENGINE_FIELDS = (
     *("model", "quantization", "activations", "kv_cache"),
@@ -24,7 +23,9 @@ _SCHEDULING_FIELDS = (
     *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"),
     "enable_prefix_caching",
 )
-_SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+_SAMPLING_FIELDS = (
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"),
+)
 
 
 def add_model_argument(parser: ArgumentParser) -> None:
@@ -77,9 +78,10 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
         "--pooling",
         choices=POOLINGS,
         default="auto",
-        help="what embeddings are made of: the last token, the mean of all, or the first (cls); "
-        "auto: as the model's files say, else the first of an encoder and the last of others "
-        "(default: %(default)s)",
+        help="what embeddings are made of: the last token, the mean of all, the first (cls), the "
+        "greatest of all, their sum over the root of the length, or a mean in which later tokens "
+        "count more; auto: as the model's files say, else the first of an encoder and the last of "
+        "others (default: %(default)s)",
     )
     group.add_argument(
         "--normalize",
@@ -149,26 +151,34 @@ def add_lora_arguments(parser: ArgumentParser) -> None:
 
 
 def add_sampling_arguments(parser: ArgumentParser) -> None:
-    """What `make_sampling_params` takes, and `--system`."""
+    """What `given_sampling` takes, and `--system`. A flag that is not given is None."""
     parser.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
-    group = parser.add_argument_group("sampling")
+    group = parser.add_argument_group(
+        "sampling", "What is not given is as the model's generation_config.json says, or else:"
+    )
     group.add_argument(
         "--max-tokens",
         type=int,
         metavar="N",
-        default=MAX_TOKENS,
-        help="end the answer after so many tokens (default: %(default)s)",
+        help=f"end the answer after so many tokens ({SAMPLING_FALLBACK['max_tokens']})",
     )
     for flag, default, text in (
-        ("--temperature", TEMPERATURE, "randomness; 0 always takes the likeliest token"),
-        ("--top-p", TOP_P, "choose among the likeliest tokens that have this share together"),
+        (
+            "--temperature",
+            SAMPLING_FALLBACK["temperature"],
+            "randomness; 0 always takes the likeliest token",
+        ),
+        (
+            "--top-p",
+            SAMPLING_FALLBACK["top_p"],
+            "choose among the likeliest tokens that have this share together",
+        ),
         ("--min-p", 0.0, "leave out tokens below this share of the likeliest one's chance"),
+        ("--repetition-penalty", 1.0, "above 1: tokens that were there become less likely"),
     ):
-        group.add_argument(
-            flag, type=float, metavar="X", default=default, help=f"{text} (default: %(default)s)"
-        )
+        group.add_argument(flag, type=float, metavar="X", help=f"{text} ({default})")
     group.add_argument(
-        "--top-k", type=int, metavar="N", default=0, help="choose among so many tokens; 0: all"
+        "--top-k", type=int, metavar="N", help="choose among so many tokens; 0: all (0)"
     )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
 
@@ -201,9 +211,10 @@ def make_lora_request(lora: object) -> "LoRARequest | None":
     return LoRARequest(lora.name or "lora", 1, str(lora)) if isinstance(lora, Path) else None
 
 
-def make_sampling_params(values: dict[str, object]) -> "SamplingParams":
-    """The sampling parameters in the parsed values; UsageError where one is out of range."""
+def given_sampling(values: dict[str, object]) -> dict[str, object]:
+    """The sampling fields that were given; UsageError where one is out of range."""
     from tokenmill.sampling.params import SamplingParams
 
-    fields: dict[str, object] = {name: values[name] for name in _SAMPLING_FIELDS}
-    return SamplingParams(**fields)  # type: ignore[arg-type]  # it checks them itself
+    given = {name: values[name] for name in _SAMPLING_FIELDS if values[name] is not None}
+    SamplingParams.with_defaults({}, **given)
+    return given

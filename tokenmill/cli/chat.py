@@ -31,11 +31,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def chat(*, system: str | None, **values: object) -> None:
     """Talk with a model until the user leaves."""
-    params = arguments.make_sampling_params(values)
+    given = arguments.given_sampling(values)
     config = arguments.make_engine_config(values)
     with open_llm(config) as llm:
         if llm.loaded.chat_template is None:
             raise UsageError(f"{config.model} has no chat template: use `tokenmill run --raw`")
+        params = llm.default_params(arguments.SAMPLING_FALLBACK, **given)
         Chat(llm, params, system, arguments.make_lora_request(values["lora"])).loop()
 
 

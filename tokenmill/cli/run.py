@@ -42,10 +42,11 @@ def run(
     """Generate text from a prompt; `wants_chat` None leaves the choice to the model."""
     started_s = time.perf_counter()
     text = _read_prompt(prompt)
-    params = arguments.make_sampling_params(values)
+    given = arguments.given_sampling(values)
     config = arguments.make_engine_config(values)
     with open_llm(config) as llm:
         load_s = time.perf_counter() - started_s
+        params = llm.default_params(arguments.SAMPLING_FALLBACK, **given)
         ids = _make_prompt(llm, text, system, wants_chat)
         lora = arguments.make_lora_request(values["lora"])
         output = _stream(llm, ids, params, lora, is_quiet=as_json)

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+from tokenmill.backends.base import F32Array
 from tokenmill.config import EngineConfig
 from tokenmill.engine.embedding import (
     Pairs,
     ScoringOutput,
     ScoringRequestOutput,
-    label_score,
-    pair_score,
 )
 from tokenmill.engine.intake import Intake
 from tokenmill.engine.outputs import RequestOutput
+from tokenmill.engine.pooling import cosine, shaped, sigmoid
 from tokenmill.engine.request import Request, Sink
 from tokenmill.errors import UsageError
 from tokenmill.sampling.pooling import PoolingParams
@@ -44,6 +44,33 @@ class Embedder:
         files, limits = self._loaded.pooling, self._loaded.compiled.limits
         return files.is_declared or self._config.pooling != "auto" or not limits.has_logits
 
+    @property
+    def size(self) -> int:
+        """Features of a whole embedding."""
+        dense = self._loaded.pooling.dense
+        return dense[-1].size if dense else self._loaded.config.hidden_size
+
+    def vector(self, output: RequestOutput, params: PoolingParams) -> F32Array:
+        """The embedding that a request with these parameters was for."""
+        assert output.pooled is not None
+        vector = output.pooled
+        for dense in self._loaded.pooling.dense:
+            vector = dense(vector)
+        return shaped(vector, params)
+
+    def prefix(self, prompt_name: str | None) -> str:
+        """What stands before a text: the model's prompt of a name, "" none, None its default.
+
+        Raises UsageError for a name that the model's files do not have.
+        """
+        files = self._loaded.pooling
+        if prompt_name is None:
+            return files.default_prompt
+        if prompt_name and prompt_name not in files.prompts:
+            known = ", ".join(map(repr, files.prompts)) or "none"
+            raise UsageError(f"prompt_name is {prompt_name!r}, but the model's prompts are {known}")
+        return files.prompts.get(prompt_name, "")
+
     def params(
         self, *, normalize: bool | None = None, dimensions: int | None = None
     ) -> PoolingParams:
@@ -61,17 +88,17 @@ class Embedder:
         """UsageError where the model does not make such embeddings."""
         if self.is_cross_encoder:
             raise UsageError("the model is a cross-encoder, which scores pairs: ask for scores")
-        size, hidden = params.dimensions, self._loaded.config.hidden_size
-        if size is None or size == hidden:
+        size, whole = params.dimensions, self.size
+        if size is None or size == whole:
             return
         sizes = self._loaded.pooling.sizes
         if sizes is None:
             raise UsageError(
-                f"dimensions is {size}, but the model was not made for less than its {hidden}: its "
+                f"dimensions is {size}, but the model was not made for less than its {whole}: its "
                 "config.json has neither is_matryoshka nor matryoshka_dimensions"
             )
-        if size > hidden or (sizes and size not in sizes):
-            known = ", ".join(map(str, sizes)) or f"at most {hidden}"
+        if size > whole or (sizes and size not in sizes):
+            known = ", ".join(map(str, sizes)) or f"at most {whole}"
             raise UsageError(f"dimensions is {size}, but the model's embeddings have {known}")
 
     def longest(self, truncate_prompt_tokens: int | None) -> int | None:
@@ -105,15 +132,15 @@ class Embedder:
         else:
             lists = enumerate((pairs.first, pairs.second))
             made = [(t, None, pairs.name(n, i)) for n, texts in lists for i, t in enumerate(texts)]
-        params = self.params(normalize=not self.is_cross_encoder)
         return [
             self.request(
                 text,
-                params,
+                self._scoring_params,
                 second=second,
                 name=name,
                 sink=sink,
                 longest=longest,
+                prefix=self.prefix(None),
                 request_id=request_id,
                 priority=priority,
                 adapter=adapter,
@@ -123,11 +150,16 @@ class Embedder:
 
     def scores(self, pairs: Pairs, outputs: list[RequestOutput]) -> list[ScoringRequestOutput]:
         """The score of each pair, from the outputs of `score_requests`."""
+        vectors = [self.vector(output, self._scoring_params) for output in outputs]
         if self.is_cross_encoder:
-            return [_scored(label_score(output), output) for output in outputs]
-        first, second = outputs[: len(pairs.first)], outputs[len(pairs.first) :]
-        both = ((first[a], second[b]) for a, b in pairs.indices)
-        return [_scored(pair_score(a, b), a, b) for a, b in both]
+            logits = (float(vector[0]) for vector in vectors)
+            return [_scored(sigmoid(x), o) for x, o in zip(logits, outputs, strict=True)]
+        both = [(a, len(pairs.first) + b) for a, b in pairs.indices]
+        return [_scored(cosine(vectors[a], vectors[b]), outputs[a], outputs[b]) for a, b in both]
+
+    @property
+    def _scoring_params(self) -> PoolingParams:
+        return self.params(normalize=not self.is_cross_encoder)
 
 
 def _scored(score: float, *outputs: RequestOutput) -> ScoringRequestOutput:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from tokenmill.backends.base import F32Array
 from tokenmill.engine.outputs import RequestOutput
-from tokenmill.engine.pooling import cosine, sigmoid
 from tokenmill.errors import UsageError
 
 
@@ -42,19 +41,14 @@ class ScoringRequestOutput:
     num_prompt_tokens: int
 
 
-def embedding_output(output: RequestOutput) -> EmbeddingRequestOutput:
+def embedding_output(output: RequestOutput, vector: F32Array) -> EmbeddingRequestOutput:
     return EmbeddingRequestOutput(
         request_id=output.request_id,
         prompt=output.prompt,
         prompt_token_ids=output.prompt_token_ids,
-        outputs=EmbeddingOutput(embedding=embedding_of(output)),
+        outputs=EmbeddingOutput(embedding=vector),
         num_cached_tokens=output.num_cached_tokens,
     )
-
-
-def embedding_of(output: RequestOutput) -> F32Array:
-    assert output.embedding is not None
-    return output.embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +83,3 @@ class Pairs:
     @property
     def indices(self) -> list[tuple[int, int]]:
         return [(0 if len(self.first) == 1 else i, i) for i in range(len(self.second))]
-
-
-def pair_score(first: RequestOutput, second: RequestOutput) -> float:
-    """The cosine of two embeddings of length 1."""
-    return cosine(embedding_of(first), embedding_of(second))
-
-
-def label_score(output: RequestOutput) -> float:
-    """What the logit of a cross-encoder's one label stands for."""
-    return sigmoid(float(embedding_of(output)[0]))

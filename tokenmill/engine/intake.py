@@ -92,6 +92,7 @@ class Intake:
         name: str,
         second: str | None = None,
         longest: int | None = None,
+        prefix: str = "",
         add_special_tokens: bool = True,
         request_id: str | None = None,
         priority: int = 0,
@@ -99,7 +100,8 @@ class Intake:
     ) -> Request:
         """A request for `engine.submit`: for the embedding of a prompt, or of two texts together.
 
-        What is beyond `longest` tokens is cut from the end. Raises UsageError or CapacityError,
+        A `prefix` stands before a text, and what is beyond `longest` tokens is cut from the end.
+        Raises UsageError or CapacityError,
         which begin with `name`, where it could never run.
         """
         second_start = None
@@ -107,7 +109,7 @@ class Intake:
         def encode(text: str) -> list[int]:
             nonlocal second_start
             ids, second_start = self._tokenizer.encode_pair(
-                text, second, longest=longest, add_special_tokens=add_special_tokens
+                prefix + text, second, longest=longest, add_special_tokens=add_special_tokens
             )
             return ids
 

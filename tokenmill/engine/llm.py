@@ -1,7 +1,7 @@
 """The Python interface: a model by name, prompts in, text out."""
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from queue import SimpleQueue
 from types import TracebackType
@@ -192,19 +192,22 @@ class LLM:
         prompts: Prompts,
         *,
         pooling_params: PoolingParams | None = None,
+        prompt_name: str | None = None,
         truncate_prompt_tokens: int | None = None,
         lora_request: LoRARequests = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """The embeddings of prompts, in their order; a prompt may have the forms of `generate`.
 
-        By default pooled as the model's files or `pooling` and `normalize` say. Of a longer prompt
-        the first `truncate_prompt_tokens` are taken; -1: as many as the model takes.
+        By default pooled as the model's files or `pooling` and `normalize` say. `prompt_name` asks
+        for one of the model's own prompts before each text ("": for none). Of a longer prompt the
+        first `truncate_prompt_tokens` are taken; -1: as many as the model takes.
         Raises UsageError or CapacityError that names the prompt, before anything runs.
         """
         params = self.embedder.params() if pooling_params is None else pooling_params
         self.embedder.check(params)
         longest = self.embedder.longest(truncate_prompt_tokens)
+        prefix = self.embedder.prefix(prompt_name)
         listed = prompt_list(prompts)
         adapters = self._adapter_list(lora_request, len(listed))
         events: SimpleQueue[list[Delivery]] = SimpleQueue()
@@ -215,12 +218,13 @@ class LLM:
                 name=f"prompt {index}",
                 sink=events.put,
                 longest=longest,
+                prefix=prefix,
                 adapter=adapters[index],
             )
             for index, prompt in enumerate(listed)
         ]
         outputs = self._pooled_outputs(requests, events, progress)
-        return [embedding_output(output) for output in outputs]
+        return [embedding_output(o, self.embedder.vector(o, params)) for o in outputs]
 
     def score(
         self,
@@ -357,9 +361,14 @@ class LLM:
         if adapter := self.adapters.unload(name):
             self.engine.wait_unused(adapter)
 
-    def default_params(self, **given: object) -> SamplingParams:
-        """Parameters from what is given, and for the rest what the model's makers recommend."""
-        return SamplingParams.with_defaults(self.loaded.generation_defaults, **given)
+    def default_params(
+        self, fallback: Mapping[str, object] | None = None, /, **given: object
+    ) -> SamplingParams:
+        """Parameters from what is given, and for the rest what the model's makers recommend.
+
+        Where they recommend nothing, `fallback` holds.
+        """
+        return SamplingParams.with_defaults(self.loaded.generation_defaults, fallback, **given)
 
     def warm_up(self) -> None:
         """Compile what steps of all sizes need, so that no request waits for it."""

@@ -63,7 +63,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     outputs: list[CompletionOutput]
-    embedding: F32Array | None = None  # [K], if that is what was asked for
+    pooled: F32Array | None = None  # [K] states of the last layer, if these were asked for
     num_cached_tokens: int = 0
     timings: Timings
 

@@ -16,7 +16,7 @@ _LEAST_NORM = np.float32(1e-12)
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Pool:
-    """The states of one sequence that are wanted, added up in order of their positions.
+    """The states of one sequence that are wanted, gathered in order of their positions.
 
     The order is that of the positions however they are cut into chunks, and so are the bits.
     """
@@ -25,7 +25,8 @@ class Pool:
     span: tuple[int, int]  # of the wanted positions
     second_start: int | None = None  # where the second text of a pair begins, if that is told
     num_planned: int = 0  # positions before this are pooled by some planned step
-    _sum: npt.NDArray[np.float64] | None = field(default=None, init=False)
+    _gathered: npt.NDArray[np.float64] | None = field(default=None, init=False)
+    _num_gathered: int = field(default=0, init=False)
 
     def wanted(self, start: int, stop: int) -> tuple[int, int]:
         """Of [start, stop), the first position that is wanted and yet to come; and how many."""
@@ -43,17 +44,28 @@ class Pool:
         if not len(states_EK):
             return
         rows = states_EK.astype(np.float64)
-        if self._sum is not None:
-            rows = np.concatenate([self._sum[None], rows])
+        if self.params.pooling == "weightedmean":
+            rows *= self._num_gathered + np.arange(1, len(rows) + 1)[:, None]
+        self._num_gathered += len(states_EK)
+        if self._gathered is not None:
+            rows = np.concatenate([self._gathered[None], rows])
+        gather = np.maximum if self.params.pooling == "max" else np.add
         # Unlike a sum, an accumulation goes row by row whatever the shape.
-        self._sum = np.add.accumulate(rows, axis=0)[-1]
+        self._gathered = gather.accumulate(rows, axis=0)[-1]
 
-    def embedding(self) -> F32Array:
-        """[K] the mean of the wanted states, cut and brought to length 1 where that is asked."""
-        assert self._sum is not None
-        vector: F32Array = (self._sum / (self.span[1] - self.span[0])).astype(np.float32)
-        vector = vector[: self.params.dimensions]
-        return normalized(vector) if self.params.normalize else vector
+    def pooled(self) -> F32Array:
+        """[K] what the wanted states together are."""
+        assert self._gathered is not None
+        count = self.span[1] - self.span[0]
+        shares = {"max": 1.0, "mean_sqrt_len": count**0.5, "weightedmean": count * (count + 1) / 2}
+        pooled: F32Array = (self._gathered / shares.get(self.params.pooling, count)).astype("f4")
+        return pooled
+
+
+def shaped(vector: F32Array, params: PoolingParams) -> F32Array:
+    """A vector, cut and brought to length 1 where that is asked."""
+    vector = vector[: params.dimensions]
+    return normalized(vector) if params.normalize else vector
 
 
 def normalized(vector: F32Array) -> F32Array:

@@ -178,7 +178,7 @@ class Request:
             prompt_token_ids=self.prompt_token_ids,
             prompt_logprobs=self.prompt_logprobs,
             outputs=[sample.output() for sample in self.samples],
-            embedding=self.samples[0].sequence.embedding,
+            pooled=self.samples[0].sequence.pooled,
             num_cached_tokens=self.num_cached_tokens,
             timings=self._timings(),
         )

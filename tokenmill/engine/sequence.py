@@ -66,7 +66,7 @@ class Sequence:
     history: dict[int, int] | None = None  # token id -> count in the output, where penalised
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
-    embedding: F32Array | None = None  # of a pooled one, once it has finished
+    pooled: F32Array | None = None  # what `pool` made of it, once it has finished
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 

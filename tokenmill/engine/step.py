@@ -83,6 +83,6 @@ def commit_states(chunk: Chunk, output: StepOutput, row: int) -> bool:
         sequence.pool.add(output.hidden[row : row + chunk.num_pooled])
     if chunk.start + chunk.length < sequence.prompt_len:
         return False
-    sequence.embedding = sequence.pool.embedding()
+    sequence.pooled = sequence.pool.pooled()
     sequence.finish_reason = "stop"
     return True

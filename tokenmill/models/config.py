@@ -31,6 +31,7 @@ class LayerKind:
     rope: Rope | None = Rope()  # None: positions are not told
     window: int = 0  # a token attends to what is less than so far from it; 0: all
     is_dense: bool = False  # an MLP where other layers have experts
+    is_first: bool = False  # where the first layer is unlike the others
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,11 @@ cannot compute with (`Architecture.from_hf`, `from_gguf`).
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from tokenmill.errors import ModelFileError
 from tokenmill.ir.order import F32Array
-from tokenmill.models.config import LayerKind, ModelConfig, Rope
+from tokenmill.models.config import Encoder, LayerKind, ModelConfig, Rope
 from tokenmill.models.fields import Fields
 from tokenmill.models.registry import gguf_architecture, hf_architecture
 from tokenmill.models.rope_scaling import Head, divided_rope, gguf_rope, partial_rope
@@ -199,7 +200,10 @@ def config_from_hf(
         bos_id=bos_ids[0] if bos_ids else None,
         eos_ids=_unique(special.token_ids("eos_token_id", vocab_size)),
     )
-    return architecture.from_hf(fields, _checked(where, shared))
+    complete = architecture.from_hf(fields, _checked(where, shared))
+    if complete.encoder is None and not fields.flag("is_causal", default=True):
+        return replace(complete, has_head=False, encoder=Encoder())
+    return complete
 
 
 def _hf_rotary_dim(fields: Fields, head_dim: int, may_be_less: bool) -> int:

@@ -5,12 +5,14 @@ from tokenmill.ir.graph import Graph
 from tokenmill.models.architecture import Architecture
 from tokenmill.models.architectures import (
     bert,
+    distilbert,
     gemma2,
     gemma3,
     granite,
     llama,
     mistral,
     mixtral,
+    modernbert,
     nomic_bert,
     olmo2,
     phi3,
@@ -27,7 +29,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     module.ARCHITECTURE.name: module.ARCHITECTURE
     for module in (
         *(gemma2, gemma3, granite, llama, mistral, mixtral, olmo2, phi3),
-        *(qwen2, qwen3, qwen3_moe, smollm3, bert, nomic_bert, roberta),
+        *(qwen2, qwen3, qwen3_moe, smollm3),
+        *(bert, distilbert, modernbert, nomic_bert, roberta),
     )
 }
 

@@ -125,9 +125,16 @@ class SamplingParams:
         return hash((*(vars(self) | {"logit_bias": biases}).values(),))
 
     @classmethod
-    def with_defaults(cls, generation_config: Mapping[str, object], **given: object) -> Self:
-        """Parameters from what a request gives, then a model's generation_config.json, then ours.
+    def with_defaults(
+        cls,
+        generation_config: Mapping[str, object],
+        fallback: Mapping[str, object] | None = None,
+        /,
+        **given: object,
+    ) -> Self:
+        """Parameters from what is given, then a model's generation_config.json, then `fallback`.
 
+        What none of them says is as in a SamplingParams that is made without it.
         Fields of that file which are no sampling parameters, or null, are passed over. Raises
         UsageError as the constructor does, and says so where the file is to blame.
         """
@@ -140,7 +147,7 @@ class SamplingParams:
             cls(**defaults)  # type: ignore[arg-type]  # it checks them itself
         except UsageError as error:
             raise UsageError(f"the model's generation_config.json: {error}") from None
-        return cls(**(defaults | given))  # type: ignore[arg-type]
+        return cls(**{**(fallback or {}), **defaults, **given})  # type: ignore[arg-type]
 
     @property
     def is_greedy(self) -> bool:

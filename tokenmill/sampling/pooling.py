@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 
+from tokenmill import config
 from tokenmill.errors import UsageError
 
-POOLINGS = ("last", "mean", "cls")
+POOLINGS = tuple(name for name in config.POOLINGS if name != "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolingParams:
     """`pooling` takes the state of the last token, the mean of all, or that of the first (cls).
 
+    Or the greatest value of each feature (max), the sum divided by the root of the length, or the
+    mean in which the state at position p counts p + 1 times.
     Of the vector the first `dimensions` are kept (None: all), and it is brought to length 1 if it
     is to `normalize`. Raises UsageError.
     """
@@ -32,7 +35,7 @@ class PoolingParams:
         match self.pooling:
             case "last":
                 return prompt_len - 1, prompt_len
-            case "mean":
-                return 0, prompt_len
-            case _:
+            case "cls":
                 return 0, 1
+            case _:
+                return 0, prompt_len

@@ -76,7 +76,7 @@ async def answer_whole(
     outputs = await _wait(http, bridge, bridge.submit(requests, in_turn=True))
     if outputs is None:
         return GONE
-    vectors = (output.embedding for output in outputs)
+    vectors = (output.pooled for output in outputs)
     size = sum(0 if vector is None else vector.size for vector in vectors)
     return await encoder.apart(lambda: _json(whole(outputs)), size)
 

@@ -20,6 +20,7 @@ from tokenmill.server.chat import complete_chat
 from tokenmill.server.completions import complete
 from tokenmill.server.errors import ApiError, api_error_of
 from tokenmill.server.feed import Feed
+from tokenmill.server.large_bodies import route_class
 from tokenmill.server.meters import CONTENT_TYPE
 from tokenmill.server.pooling_routes import pooling_routes
 from tokenmill.server.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
@@ -87,7 +88,7 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _generation_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["generation"])
+    router = APIRouter(tags=["generation"], route_class=route_class(service.encoder))
 
     @router.post("/v1/chat/completions", responses=answers(ChatCompletion, streams=True))
     async def chat_completions(http: Request, body: Annotated[ChatBody, Body()]) -> Response:
@@ -103,7 +104,7 @@ def _generation_routes(service: Service) -> APIRouter:
 
 
 def _model_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["model"])
+    router = APIRouter(tags=["model"], route_class=route_class(service.encoder))
 
     def card(name: str) -> dict[str, Any]:
         adapter = service.known_adapter(name)

@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tokenmill.backends.base import F32Array
-from tokenmill.engine.embedding import Pairs, embedding_of
+from tokenmill.engine.embedding import Pairs
 from tokenmill.engine.outputs import RequestOutput
 from tokenmill.engine.request import Request
 from tokenmill.server.answering import answer_whole, name_call
@@ -32,6 +32,7 @@ async def embed(service: Service, http: HttpRequest, body: EmbeddingBody) -> Res
     params = embedder.params(normalize=body.normalize, dimensions=body.dimensions)
     embedder.check(params)
     longest = embedder.longest(body.truncate_prompt_tokens)
+    prefix = embedder.prefix(body.prompt_name)
     adapter = await service.adapter(body.model)
     given = body.input
     is_one = isinstance(given, str) or isinstance(given[0], int)
@@ -45,6 +46,7 @@ async def embed(service: Service, http: HttpRequest, body: EmbeddingBody) -> Res
                 sink=service.bridge.sink,
                 name="input" if is_one else f"input[{index}]",
                 longest=longest,
+                prefix=prefix,
                 add_special_tokens=body.add_special_tokens is not False,
                 request_id=body.request_id,
                 priority=body.priority,
@@ -58,8 +60,8 @@ async def embed(service: Service, http: HttpRequest, body: EmbeddingBody) -> Res
     def whole(outputs: list[RequestOutput]) -> dict[str, Any]:
         encode = _as_base64 if body.encoding_format == "base64" else _as_list
         data = [
-            {"object": "embedding", "index": index, "embedding": encode(embedding_of(output))}
-            for index, output in enumerate(outputs)
+            {"object": "embedding", "index": i, "embedding": encode(embedder.vector(o, params))}
+            for i, o in enumerate(outputs)
         ]
         return {**head, "data": data, "usage": usage_of(outputs, discard_output=True)}
 

@@ -133,7 +133,7 @@ class Meters:
         if delta.output is not None:
             self._last_token_s.pop(request, None)
             self._count(request, delta.output)
-            if delta.output.embedding is not None:
+            if delta.output.pooled is not None:
                 return self._note_times(delta.output.timings)
             self._finish(delta.output, is_streaming=request.is_streaming)
 
@@ -163,7 +163,7 @@ class Meters:
         for sample in output.outputs:
             self._success.labels(self._model_name, sample.finish_reason).inc()
         self._note("request_prompt_tokens", output.num_prompt_tokens)
-        if output.embedding is not None:
+        if output.pooled is not None:
             return  # nothing was generated, and no parameter of sampling given
         self._note("request_generation_tokens", output.num_output_tokens)
         self._note("request_params_max_tokens", request.params.max_tokens)

@@ -12,7 +12,7 @@ MAX_TEXTS = 2048
 _INT32 = 2**31 - 1
 _LEAST, _MOST = INT_RANGES["truncate_prompt_tokens"]
 
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
 
 _ONE_TEXT = Refusal("conversations are not embedded: give input")
 _OF_NUMBERS = Refusal("embeddings are float32, in little-endian bytes", (None, "float32", "native"))
@@ -40,7 +40,7 @@ class PooledBody(RequestBody):
 
 
 class EmbeddingBody(PooledBody):
-    """`POST /v1/embeddings`."""
+    """`POST /v1/embeddings`. `prompt_name`: which of the model's prompts stands before texts."""
 
     input: (
         str
@@ -48,12 +48,13 @@ class EmbeddingBody(PooledBody):
         | Annotated[TokenIds, Field(min_length=1)]
         | Annotated[
             list[Annotated[TokenIds, Field(min_length=1)]],
-            Field(min_length=1, max_length=MAX_TEXTS),
+            Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True),
         ]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     normalize: bool | None = None
+    prompt_name: Annotated[str, Field(max_length=256)] | None = None
     add_special_tokens: bool | None = None
 
 
@@ -66,7 +67,10 @@ class RerankBody(PooledBody):
     """`POST /v1/rerank`; a `top_n` of 0 is all."""
 
     query: str
-    documents: Annotated[list[str | Document], Field(min_length=1, max_length=MAX_TEXTS)]
+    documents: Annotated[
+        list[str | Document],
+        Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True),
+    ]
     top_n: Annotated[int, Field(ge=0, le=_INT32)] | None = None
     return_documents: bool = True
 

@@ -7,13 +7,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenmill.server.embeddings import embed, rerank, score
+from tokenmill.server.large_bodies import route_class
 from tokenmill.server.pooling_requests import EmbeddingBody, RerankBody, ScoreBody
 from tokenmill.server.responses import Embeddings, Reranking, Scores, answers
 from tokenmill.server.service import Service
 
 
 def pooling_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["embeddings"])
+    router = APIRouter(tags=["embeddings"], route_class=route_class(service.encoder))
 
     @router.post("/v1/embeddings", responses=answers(Embeddings))
     async def embeddings(http: Request, body: Annotated[EmbeddingBody, Body()]) -> Response:

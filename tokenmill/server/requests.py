@@ -23,7 +23,8 @@ Name = Annotated[str, Field(max_length=256)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 LogitKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenIds = Annotated[list[TokenId], Field(max_length=2**20)]
+# Lists stop at what is wrong first: errors of a million items take half a minute to collect.
+TokenIds = Annotated[list[TokenId], Field(max_length=2**20, fail_fast=True)]
 
 
 class Refusal(NamedTuple):
@@ -98,7 +99,10 @@ class RequestBody(BaseModel):
         for name in known:
             if not cls.refuses[name].allows(data[name]):
                 raise refused(name, f"{name} is not supported: {cls.refuses[name].reason}")
-        return {key: value for key, value in data.items() if key not in known}
+        taken: set[Any] = cls.model_fields.keys() - known
+        unknown = next((key for key in data if key not in taken and key not in known), None)
+        taken |= {unknown}  # one is enough for an error
+        return {key: value for key, value in data.items() if key in taken}
 
 
 class StreamOptions(RequestBody):
@@ -126,15 +130,17 @@ class GenerationBody(RequestBody):
     presence_penalty: Annotated[float, _float_range("presence_penalty")] | None = None
     frequency_penalty: Annotated[float, _float_range("frequency_penalty")] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    stop: (
+        StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None
+    ) = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, _int_range("min_tokens")] | None = None
     skip_special_tokens: bool | None = None
     logit_bias: Annotated[dict[LogitKey, Bias], Field(max_length=4096)] | None = None
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
-    bad_words: Annotated[list[StopString], Field(max_length=256)] | None = None
+    bad_words: Annotated[list[StopString], Field(max_length=256, fail_fast=True)] | None = None
     prompt_logprobs: Top | None = None
     truncate_prompt_tokens: Annotated[int, _int_range("truncate_prompt_tokens")] | None = None
     add_special_tokens: bool | None = None
@@ -176,14 +182,14 @@ class ResponseFormat(RequestBody):
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     logprobs: bool | None = None
     top_logprobs: Top | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -194,11 +200,11 @@ class CompletionBody(GenerationBody):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
         | Annotated[TokenIds, Field(min_length=1)]
         | Annotated[
             list[Annotated[TokenIds, Field(min_length=1)]],
-            Field(min_length=1, max_length=MAX_PROMPTS),
+            Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
         ]
     )
     logprobs: Top | None = None
@@ -210,7 +216,9 @@ class TokenizeBody(RequestBody):
 
     model: Name | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: (
+        Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)] | None
+    ) = None
     add_special_tokens: bool | None = None  # around a prompt; by default as the model wants it
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -41,6 +41,7 @@ def layer(
 
 
 def from_hf(fields: Fields, config: ModelConfig) -> ModelConfig:
+    fields.require({"use_bidirectional_attention": (False,)})
     window = fields.integer("sliding_window", most=2**30, default=4096)
     return with_hf_scales(
         fields, with_layer_types(fields, config, layer_types(config.num_layers, 2), window)
@@ -48,7 +49,6 @@ def from_hf(fields: Fields, config: ModelConfig) -> ModelConfig:
 
 
 def with_hf_scales(fields: Fields, config: ModelConfig) -> ModelConfig:
-    fields.require({"use_bidirectional_attention": (False,)})
     return replace(
         config,
         embedding_scale=config.hidden_size**0.5,

@@ -1,7 +1,7 @@
 """Gemma 3, text (Gemma team 2025): Gemma 2 with a norm on each head, and two kinds of layers.
 
 Most layers see a sliding window and turn by a short rope; every sixth sees everything, by a long
-one.
+one. EmbeddingGemma (Vera et al. 2025) is the same, but that tokens see both ways.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tokenmill.ir.graph import Graph, Value
 from tokenmill.models import rope_scaling
 from tokenmill.models.architecture import HEAD_NORM_NAMES, Architecture, with_layer_types
 from tokenmill.models.architectures import gemma2, llama, qwen3
-from tokenmill.models.config import LayerKind, ModelConfig, Rope
+from tokenmill.models.config import Encoder, LayerKind, ModelConfig, Rope
 from tokenmill.models.fields import Fields
 from tokenmill.models.rope_scaling import Head
 
@@ -33,10 +33,10 @@ def layer(
 
 def hf_rope(fields: Fields, head: Head) -> Rope:
     """That of full layers; newer files have one `rope_parameters` for each kind."""
-    return rope_scaling.hf_rope(_of_kind(fields, "full_attention"), head)
+    return rope_scaling.hf_rope(of_kind(fields, "full_attention"), head)
 
 
-def _of_kind(fields: Fields, kind: str) -> Fields:
+def of_kind(fields: Fields, kind: str) -> Fields:
     both = fields.values.get("rope_parameters")
     if not isinstance(both, dict) or kind not in both:
         return fields
@@ -46,13 +46,16 @@ def _of_kind(fields: Fields, kind: str) -> Fields:
 def from_hf(fields: Fields, config: ModelConfig) -> ModelConfig:
     theta = fields.number("rope_local_base_freq", most=1e12, default=_SHORT_THETA)
     short = Rope(theta=theta)
-    own = _of_kind(fields, "sliding_attention")
+    own = of_kind(fields, "sliding_attention")
     if own is not fields:
         length = config.context_length
         head = Head(dim=config.head_dim, theta=theta, context_length=length)
         short = rope_scaling.hf_rope(own, head)
     period = fields.integer("sliding_window_pattern", most=2**30, default=_PERIOD)
     window = fields.integer("sliding_window", most=2**30, default=4096)
+    if fields.flag("use_bidirectional_attention", default=False):
+        window = window // 2 + 1  # files count what is before and behind a token together
+        config = replace(config, has_head=False, encoder=Encoder())
     kinds = gemma2.layer_types(config.num_layers, period)
     return gemma2.with_hf_scales(fields, _two_kinds(fields, config, kinds, window, short))
 
