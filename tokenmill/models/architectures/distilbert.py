@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from tokenmill.models import bert
 from tokenmill.models.architecture import Architecture
+from tokenmill.models.architectures import bert
 from tokenmill.models.config import ModelConfig
 from tokenmill.models.fields import Fields
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from tokenmill.ir.build import FunctionBuilder, finish_graph
 from tokenmill.ir.graph import Graph, Value
-from tokenmill.models import gemma3, llama, rope_scaling
+from tokenmill.models import rope_scaling
 from tokenmill.models.architecture import Architecture, with_layer_types
+from tokenmill.models.architectures import gemma3, llama
 from tokenmill.models.config import Encoder, LayerKind, ModelConfig, Rope
 from tokenmill.models.fields import Fields
 from tokenmill.models.rope_scaling import Head
