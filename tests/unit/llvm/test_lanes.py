@@ -102,6 +102,19 @@ def test_the_tree_adds_in_the_order_of_the_ir(row: Row) -> None:
     np.testing.assert_array_equal(found, np.repeat(tree_sum(x)[:, None], LANES, axis=1))
 
 
+@pytest.mark.parametrize("count", [1, 2, 8, 16])
+def test_trees_of_several_vectors_are_those_of_each(row: Row, count: int) -> None:
+    def totals(lanes: Lanes, x):
+        sums = lanes.trees([x * float(i + 1) for i in range(count)])
+        return lanes.f.shuffle(sums, sums, [lane % count for lane in range(LANES)])
+
+    x = np.random.default_rng(1).standard_normal((50, LANES), np.float32)
+    found = apply(row, totals, x.reshape(-1), (F32, F32), np.float32).reshape(x.shape)
+    factors = np.arange(1, count + 1, dtype=np.float32)
+    expected = tree_sum(x[:, None] * factors[:, None])
+    np.testing.assert_array_equal(found, np.tile(expected, LANES // count))
+
+
 def test_the_tree_finds_the_largest_and_the_smallest(row: Row) -> None:
     rng = np.random.default_rng(3)
     floats = rng.standard_normal((200, LANES), np.float32)
