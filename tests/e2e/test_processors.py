@@ -20,8 +20,9 @@ from tokenmill.backends.llvm.target import ENVIRONMENT_VARIABLE
 from tokenmill.config import ACTIVATIONS
 
 FOLDER = os.environ.get("TOKENMILL_TEST_BITS")
-OWN_BITS = {"portable": ACTIVATIONS, "neon-bf16": ("bf16",)}
-"""Rows with a rounding of their own, and for which activations; see docs/architecture.md."""
+OWN_BITS = {"portable": ACTIVATIONS, "neon-bf16": ("bf16", "int8")}
+"""Rows with a rounding of their own, and for which activations (int8 comes with a cache of bf16);
+see docs/architecture.md."""
 
 LENGTHS = (37, 20, 1)
 PARAMS = (
