@@ -11,6 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from tests.e2e.conftest import fetched
 from tests.e2e.server_process import ServerProcess, serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -168,3 +169,25 @@ def test_language_and_theme_are_remembered(page: Page) -> None:
     page.reload()
     expect(page.locator("#chat-title")).to_have_text("对话")
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+
+
+def test_of_an_encoder_texts_are_compared(browser: Browser, warm_home: Path) -> None:
+    with serving(fetched("minilm"), warm_home) as encoder:
+        context = browser.new_context(locale="en-US")
+        page = context.new_page()
+        page.on("pageerror", lambda error: pytest.fail(f"the page raised {error}"))
+        page.goto(encoder.url)
+        expect(page.locator("#messages")).to_contain_text("This model generates no text")
+        expect(page.locator("#chat-title")).to_have_text("Compare texts")
+        expect(page.locator("#temperature")).to_be_hidden()
+        page.locator("#prompt").fill("just one line")
+        page.locator("#send").click()
+        expect(page.locator("#notice")).to_contain_text("at least two lines")
+        page.locator("#prompt").fill("A dog runs.\nBread is baked.\nA puppy is running.")
+        page.locator("#send").click()
+        found = page.locator(".message.assistant")
+        expect(found).to_have_count(2)
+        expect(found.first).to_have_text(re.compile(r"0\.\d{3}  A puppy is running\."))
+        page.locator("#language").click()
+        expect(page.locator("#send")).to_have_text("比较")
+        context.close()

@@ -50,6 +50,12 @@ def test_factors_are_scaled_and_named_as_the_model_names_them(tmp_path: Path):
     assert adapter_rank(tmp_path) == 4
 
 
+def test_an_adapter_of_a_model_without_a_head_names_modules_without_its_prefix(tmp_path: Path):
+    bare = {module.removeprefix("model."): size for module, size in MODULES.items()}
+    adapter = READER.read("a", write_adapter(tmp_path / "bare", bare))
+    assert adapter.digest == READER.read("b", write_adapter(tmp_path / "whole", MODULES)).digest
+
+
 def test_the_digest_is_of_the_content(tmp_path: Path):
     first = write_adapter(tmp_path / "1", MODULES, lora_dropout=0.1)
     again = write_adapter(tmp_path / "2", MODULES, revision="main")

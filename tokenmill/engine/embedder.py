@@ -39,6 +39,14 @@ class Embedder:
         return encoder is not None and encoder.num_labels > 0
 
     @property
+    def capabilities(self) -> list[str]:
+        """What the model can be asked for: completion, embedding, score."""
+        if self.is_cross_encoder:
+            return ["score"]
+        text = ["completion"] if self._loaded.compiled.limits.has_logits else []
+        return [*text, "embedding", "score"]
+
+    @property
     def is_expected(self) -> bool:
         """Do the model's files or the user say how embeddings are made?"""
         files, limits = self._loaded.pooling, self._loaded.compiled.limits

@@ -117,6 +117,7 @@ def _model_routes(service: Service) -> APIRouter:
             "root": adapter.path if adapter else main_name,
             "parent": main_name if adapter else None,
             "max_model_len": service.llm.max_model_len,
+            "capabilities": service.llm.embedder.capabilities,
         }
 
     @router.get("/v1/models", responses=answers(ModelList))

@@ -166,6 +166,7 @@ class ModelCard(ResponseBody):
     root: str
     parent: str | None
     max_model_len: int
+    capabilities: list[Literal["completion", "embedding", "score"]]
 
 
 class ModelList(ResponseBody):

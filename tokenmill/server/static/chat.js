@@ -1,17 +1,19 @@
 // The conversation: sends it whole with every turn, and shows the answer as it streams in.
 
-import { text } from "./texts.js";
+import { compare, showCompare } from "./compare.js";
+import { text, translatePage } from "./texts.js";
 import { authorized, describe, explainFailure, readEvents } from "./http.js";
 
 const $ = (id) => document.getElementById(id);
 const history = [];
 let abort = null;
+let isChat = true;
 
 export function startChat() {
   showEmpty();
   $("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
   $("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    if (isChat && event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       send();
     }
@@ -25,6 +27,11 @@ export async function loadModels() {
   if (!response.ok) throw new Error(await explainFailure(response));
   const { data } = await response.json();
   $("model").replaceChildren(...data.map(({ id }) => new Option(id, id)));
+  isChat = data[0].capabilities.includes("completion");
+  if (isChat) return;
+  showCompare();
+  translatePage();
+  if (!history.length) showEmpty();
 }
 
 function clear() {
@@ -36,8 +43,8 @@ function clear() {
 
 function showEmpty() {
   const note = Object.assign(document.createElement("p"), { className: "empty" });
-  note.dataset.i18n = "empty";
-  note.textContent = text("empty");
+  note.dataset.i18n = isChat ? "empty" : "compareEmpty";
+  note.textContent = text(note.dataset.i18n);
   $("messages").replaceChildren(note);
 }
 
@@ -73,6 +80,7 @@ async function send() {
   const prompt = $("prompt").value.trim();
   if (!prompt || abort) return;
   notice("");
+  if (!isChat) return sendTexts(prompt);
   addMessage("user", prompt);
   history.push({ role: "user", content: prompt });
   $("prompt").value = "";
@@ -94,6 +102,17 @@ async function send() {
     abort = null;
     $("send").disabled = false;
     $("stop").disabled = true;
+  }
+}
+
+async function sendTexts(input) {
+  try {
+    const lines = await compare($("model").value, input);
+    addMessage("user", input);
+    history.push({ role: "user", content: input });
+    for (const line of lines) addMessage("assistant", line);
+  } catch (error) {
+    notice(describe(error));
   }
 }
 

@@ -22,6 +22,11 @@ export const TEXTS = {
     hits: "{n} prompt tokens came from the prefix cache",
     preempted: "{n} sequences were preempted", gaveUp: "{n} cached blocks were given up",
     offline: "no live view: {why}",
+    compare: "Compare texts", compareSend: "Compare",
+    compareHint: "A line to search with, then a text on each line that follows.",
+    compareEmpty: "This model generates no text: it makes embeddings or scores of texts. "
+      + "Enter some lines, and see how well each fits the first.",
+    compareFew: "Enter at least two lines: one to search with, and a text.",
   },
   zh: {
     chat: "对话", send: "发送", stop: "停止", clear: "清空", settings: "设置",
@@ -43,6 +48,10 @@ export const TEXTS = {
     hits: "{n} 个提示 token 来自前缀缓存",
     preempted: "{n} 个序列被抢占", gaveUp: "{n} 个缓存块被淘汰",
     offline: "无法获取实时数据：{why}",
+    compare: "比较文本", compareSend: "比较",
+    compareHint: "第一行是查询，之后每行一段文本。",
+    compareEmpty: "这个模型不生成文本，只为文本计算嵌入或相关分数。请输入几行，看看每行与第一行的相关程度。",
+    compareFew: "请至少输入两行：一行查询和一段文本。",
   },
 };
 
