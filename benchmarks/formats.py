@@ -3,18 +3,19 @@
     python benchmarks/dither.py --model smollm2 base.gguf
     python benchmarks/formats.py wikitext2_valid.txt --model base.gguf \\
         --peer-python peer/bin/python --peer-types Q8_0 Q4_K IQ3_S --importance
-    python benchmarks/formats.py wikitext2_valid.txt --model folder --rows "GPTQ=folder-gptq"
+    python benchmarks/formats.py wikitext2_valid.txt --model folder --row GPTQ folder-gptq
 
 A row is one set of weights, scored with float32 activations and cache (or as --activations says):
 
 - `--formats`: what tokenmill makes of the model on load, and so what `quantize` writes;
 - `--peer-types`: files that llama.cpp's own quantiser rounds, scored exactly as they are, and where
   tokenmill holds a type only as another format, as it is loaded too;
-- `--rows LABEL=MODEL`: any other model of the same vocabulary, as it is loaded.
+- `--row LABEL MODEL`, once or more: any other model of the same vocabulary, as it is loaded.
 
 The text is cut into windows as kl.py does. The reference's log probabilities are kept in a file, so
 that only one model is in memory at a time. `--importance` gives llama.cpp the mean squares of the
-activations (importance.py), of windows behind those that are scored, for types below 4 bits.
+activations (importance.py), of windows behind those that are scored, for types below 4 bits; three
+of them (IQ2_XXS, IQ2_XS, IQ1_S) are not to be had without.
 """
 
 import tempfile
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import Peer, describe_machine, make_parser, open_peer
+from common import Peer, describe_machine, make_parser, model_path, open_peer
 from importance import measure_importance
 from kl import F32Array, Score, load, log_softmax, our_logits, read_windows
 from peer_types import bits_of, has_joined_rows, write_in_type
@@ -57,10 +58,13 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--peer-types", nargs="*", default=[], metavar="TYPE", help="of ggml")
     parser.add_argument("--importance", action="store_true", help="for types below 4 bits")
-    parser.add_argument("--rows", nargs="*", default=[], metavar="LABEL=MODEL")
+    parser.add_argument(
+        "--row", dest="rows", nargs=2, action="append", default=[], metavar=("LABEL", "MODEL")
+    )
     parser.add_argument("--folder", type=Path, help="for temporary files, which may be large")
     args = parser.parse_args()
-    path = fetch(args.model).path
+    # llama.cpp's quantiser gets the matrices of a .gguf file; we score a folder too.
+    path = Path(model_path(args.model)) if args.peer_types else fetch(args.model).path
     with open_peer(args) as peer, tempfile.TemporaryDirectory(dir=args.folder) as folder:
         if args.peer_types and peer is None:
             raise SystemExit("--peer-types needs --peer-python")
@@ -82,13 +86,11 @@ class Reference:
     """Log probabilities of the model in float32, in a file; windows to score, and others."""
 
     def __init__(self, path: Path, args: Namespace, folder: Path) -> None:
-        scored = args.windows
-        args.windows += _CALIBRATION_WINDOWS if args.importance else 0
         model = load(str(path), args, {"quantization": "f32", **_EXACT})
-        windows = read_windows(args, model)
-        args.windows = scored
-        self.windows, self.other_windows = windows[:scored], windows[scored:]
-        shape = (scored, args.context, model.compiled.limits.vocab_size)
+        count = args.windows + (_CALIBRATION_WINDOWS if args.importance else 0)
+        windows = read_windows(args.text, model, count, args.context)
+        self.windows, self.other_windows = windows[: args.windows], windows[args.windows :]
+        shape = (args.windows, args.context, model.compiled.limits.vocab_size)
         self._log_p = np.memmap(folder / "reference", np.float32, "w+", shape=shape)
         self.score = Score()
         for index, tokens in enumerate(self.windows):
@@ -109,7 +111,7 @@ def choose_rows(
     """The rows one by one; a file that was made for one lies there until the next is asked for."""
     for name in args.formats:
         yield Row(label=name, path=path, quantization=name)
-    for label, _, model in (row.partition("=") for row in args.rows):
+    for label, model in args.rows:
         yield Row(label=label, path=fetch(model).path)
     importance: dict[str, F32Array] = {}
     for name in args.peer_types:

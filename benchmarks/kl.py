@@ -84,7 +84,7 @@ def main() -> None:
     path = model_path(args.model) if args.peer_python else str(fetch(args.model).path)
     models = {name: load(path, args, settings) for name, settings in OURS.items()}
     vocab_size = models[REFERENCE].compiled.limits.vocab_size
-    windows = read_windows(args, models[REFERENCE])
+    windows = read_windows(args.text, models[REFERENCE], args.windows, args.context)
     print(f"{describe_machine()}; {len(windows)} windows of {args.context} tokens of {args.text}")
     scorers: dict[str, Scorer] = {
         name: partial(our_logits, model.compiled) for name, model in models.items()
@@ -110,14 +110,14 @@ def load(path: str, args: Namespace, settings: dict[str, str]) -> LoadedModel:
     return load_model(config)
 
 
-def read_windows(args: Namespace, model: LoadedModel) -> list[list[int]]:
-    """The first windows of the text, without special tokens."""
-    text = args.text.read_text(encoding="utf-8")
-    count = args.windows * args.context
-    ids = model.tokenizer.encode(text[: 16 * count], add_special_tokens=False)[:count]
+def read_windows(text: Path, model: LoadedModel, windows: int, context: int) -> list[list[int]]:
+    """The first windows of the text, of `context` tokens each, without special tokens."""
+    count = windows * context
+    beginning = text.read_text(encoding="utf-8")[: 16 * count]
+    ids = model.tokenizer.encode(beginning, add_special_tokens=False)[:count]
     if len(ids) < count:
-        raise SystemExit(f"{args.text} has {len(ids)} tokens, but {count} are asked for")
-    return [ids[start : start + args.context] for start in range(0, count, args.context)]
+        raise SystemExit(f"{text} has {len(ids)} tokens, but {count} are asked for")
+    return [ids[start : start + context] for start in range(0, count, context)]
 
 
 def our_logits(compiled: CompiledModel, tokens: list[int]) -> F32Array:
