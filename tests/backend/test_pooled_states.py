@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.backend.graphs import graphs, random_weights
 from tests.backend.llvm_models import make_llvm_model
-from tests.backend.test_llvm import FORCED
 from tests.backend.traffic import Chunk, Traffic, make_limits, make_step, shuffled_tables
+from tests.unit.llvm.native import WHOLE_ROWS
 from tokenmill.backends.base import CompiledModel, F32Array, StepInput, StepLimits
 from tokenmill.backends.llvm.objects import ObjectCache
 from tokenmill.backends.reference.model import ReferenceModel
@@ -89,7 +89,7 @@ def formats_of(graph: Graph, weights: dict[str, Weight]) -> dict[str, str]:
     return {n: w.format for n, w in weights.items() if kinds[n].dtype == "w"}
 
 
-@pytest.mark.parametrize("row", [None, *FORCED[-1:]])
+@pytest.mark.parametrize("row", [None, *WHOLE_ROWS[-1:]])
 def test_an_encoders_states_are_the_references(row: str | None, objects: ObjectCache) -> None:
     @settings(FEW, max_examples=6 if row is None else 2)
     @given(config=encoders(), seed=st.integers(0, 2**32 - 1))

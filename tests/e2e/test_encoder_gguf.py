@@ -188,7 +188,7 @@ def test_texts_are_cut_into_the_words_of_the_folders_tokenizer(
     minilm: Path, minilm_file: Path, caches: Path
 ) -> None:
     from tokenmill.models.gguf.reader import read_gguf
-    from tokenmill.models.text.tokenizer import load_tokenizer
+    from tokenmill.models.text.load import load_tokenizer
 
     found = load_tokenizer(read_gguf(minilm_file).metadata)
     wanted = load_tokenizer(minilm)

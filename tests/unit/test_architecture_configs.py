@@ -113,7 +113,7 @@ def test_experts_may_be_in_some_layers_only() -> None:
         ("Qwen3", {"layer_types": ["full_attention", "chunked"]}, "supported is 'full_attention'"),
         ("Gemma2", GEMMA | {"layer_types": ["full_attention", "chunked"]}, "and 'sliding_att"),
         ("Gemma2", GEMMA | {"hidden_act": "silu"}, "supported is 'gelu_pytorch_tanh'"),
-        ("Gemma3", GEMMA | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("Gemma2", GEMMA | {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Phi3", {"rope_scaling": {"type": "dynamic"}}, "type is 'dynamic', supported is"),
         ("SmolLM3", {"use_sliding_window": True}, "use_sliding_window is True"),
         ("Granite", {"mlp_bias": True}, "mlp_bias is True, supported is False"),
