@@ -15,7 +15,7 @@ from rewrite import WIDE, F32Array, dequantize, rewrite
 from tokenmill.models.gguf.reader import read_gguf
 from tokenmill.models.mapped import EncodedTensor, TensorInfo, U8Array
 
-_LEAST_WIDE_BITS = 6.0
+_LEAST_WIDE_BITS = 6.5
 _JOINED = 8  # rows put end to end where one is not a whole number of blocks
 
 
@@ -26,7 +26,7 @@ def write_in_type(
     type_name: str,
     importance: Mapping[str, F32Array],
 ) -> None:
-    """Write `source` with all matrices in a type; below 6 bits, embedding and head are Q8_0.
+    """Write `source` with all matrices in a type; up to 6 bits, embedding and head are Q8_0.
 
     Where rows are not a whole number of blocks, for which llama.cpp would take another type, eight
     of them are rounded end to end, and the file gets what the blocks stand for in float32.
