@@ -222,7 +222,7 @@ def test_the_portable_row_has_no_intrinsics_of_a_processor() -> None:
     """But for the pause of a waiting thread, which every processor of the family has."""
     for name, text in modules(pick_row("portable")).items():
         found = set(re.findall(r"@(llvm\.(?:x86|aarch64|arm)\.[\w.]+)", text))
-        assert found <= {"llvm.x86.sse2.pause", "llvm.aarch64.hint"}, name
+        assert found <= {"llvm.x86.sse2.pause", "llvm.aarch64.isb"}, name
         assert not re.search(r"\b(fpext|fptrunc)\b", text), name
 
 
